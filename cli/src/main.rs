@@ -1,0 +1,2 @@
+//! everlog
+fn main(){}

@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# Starts every service through its script, proves its switches, stops it. usage: selftest.sh DIR [BASEPORT]
+set -euo pipefail
+HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+DIR=$(mkdir -p "${1:?usage: selftest.sh DIR [BASEPORT]}" && cd "$1" && pwd)
+P=${2:-29000}
+ok() { echo "  ok  $*"; }
+is() { [ "$1" = "$2" ] || fail "$3: got $1, want $2"; ok "$3"; }
+fail() { echo "FAILED: $*" >&2; exit 1; }
+cleanup() {
+  for s in toxiproxy catalog s3; do "$HERE/$s.sh" stop "$DIR/$s" 2>/dev/null || true; done
+  for s in kafka kafka3; do "$HERE/kafka.sh" stop "$DIR/$s" 2>/dev/null || true; done
+}
+trap cleanup EXIT
+# produce BOOTSTRAP N, count BOOTSTRAP N: N small records into topic t; wait until N are read back
+produce() { seq "$2" | "$HERE/kafka.sh" tool console-producer --bootstrap-server "$1" --topic t --command-property acks=all; }
+count() { "$HERE/kafka.sh" tool console-consumer --bootstrap-server "$1" --topic t --from-beginning --max-messages "$2" --timeout-ms 20000 2>/dev/null | wc -l; }
+topic() { "$HERE/kafka.sh" tool topics --bootstrap-server "$1" --create --topic t --partitions 2 >/dev/null; }
+
+echo "Kafka, one node"
+b=$("$HERE/kafka.sh" start "$DIR/kafka" "$P" --set log.retention.ms=60000)
+topic "$b"
+produce "$b" 100
+is "$(count "$b" 100)" 100 "100 records through $b"
+"$HERE/kafka.sh" kill-node "$DIR/kafka" 1
+if "$HERE/kafka.sh" status "$DIR/kafka" >/dev/null; then fail "killed, but up"; fi
+"$HERE/kafka.sh" start-node "$DIR/kafka" 1
+is "$(count "$b" 100)" 100 "the same after kill -9"
+
+echo "Toxiproxy before it"
+"$HERE/toxiproxy.sh" start "$DIR/toxiproxy" $((P + 10)) >/dev/null
+"$HERE/toxiproxy.sh" proxy "$DIR/toxiproxy" web $((P + 11)) $((P + 10)) >/dev/null
+web() { curl -s -o /dev/null -w '%{time_total}' "http://127.0.0.1:$((P + 11))/version"; }
+"$HERE/toxiproxy.sh" toxic "$DIR/toxiproxy" web latency '{"latency":300}' >/dev/null
+is "$(awk -v t="$(web)" 'BEGIN { print (t >= 0.3) }')" 1 "latency"
+"$HERE/toxiproxy.sh" down "$DIR/toxiproxy" web
+if web >/dev/null; then fail "down, but answers"; fi
+"$HERE/toxiproxy.sh" reset "$DIR/toxiproxy"
+web >/dev/null || fail "reset, but does not answer"
+ok "down, reset"
+"$HERE/toxiproxy.sh" stop "$DIR/toxiproxy"
+"$HERE/kafka.sh" stop "$DIR/kafka"
+
+echo "Kafka, three nodes"
+b=$(KAFKA_HEAP=320m "$HERE/kafka.sh" start "$DIR/kafka3" $((P + 20)) --nodes 3)
+topic "$b"
+"$HERE/kafka.sh" kill-node "$DIR/kafka3" 1
+produce "$b" 50
+ok "one node killed: writes go on"
+KAFKA_HEAP=320m "$HERE/kafka.sh" start-node "$DIR/kafka3" 1
+"$HERE/kafka.sh" pause-node "$DIR/kafka3" 2
+is "$(count "$b" 50)" 50 "another one paused: all are read"
+"$HERE/kafka.sh" resume-node "$DIR/kafka3" 2
+"$HERE/kafka.sh" stop "$DIR/kafka3"
+
+echo "S3"
+eval "$("$HERE/s3.sh" start "$DIR/s3" $((P + 30)) warehouse | sed 's/^/export /')"
+s3() { curl -s --aws-sigv4 "aws:amz:$AWS_REGION:s3" -u "$AWS_ACCESS_KEY_ID:$AWS_SECRET_ACCESS_KEY" -H 'x-amz-content-sha256: UNSIGNED-PAYLOAD' "${@:2}" "$AWS_ENDPOINT_URL/warehouse/$1"; }
+s3 a -X PUT -d hello
+is "$(s3 a)" hello "put, get"
+is "$(s3 a -X PUT -d again -H 'If-None-Match: *' -o /dev/null -w '%{http_code}')" 412 "conditional put"
+"$HERE/s3.sh" kill "$DIR/s3"
+"$HERE/s3.sh" start "$DIR/s3" $((P + 30)) >/dev/null
+is "$(s3 a)" hello "the same after kill -9"
+
+python3 "$HERE/selftest.py" "$HERE/catalog.sh" "$DIR/catalog" $((P + 40)) $((P + 30))
+echo "all services proven in ${SECONDS} s"

@@ -1,0 +1,273 @@
+//! The catalog: who names a table's current metadata, and swaps it.
+//!
+//! Iceberg's promise of atomic commits is the catalog's compare-and-swap, and everlog's exactly-once argument stands on
+//! knowing what became of one. So this seam is ours and narrow: one read, one creation, one swap attempt, each reply
+//! classified by what the caller may conclude from it.
+//!
+//! ```text
+//!              ┌── sql     one row per table; SQLite or PostgreSQL
+//!   Catalog ───┼── rest    Iceberg's REST protocol
+//!              └── memory  a fake with faults, for tests and simulation
+//! ```
+//!
+//! Invariants, each held by every implementation and checked by the conformance suite:
+//!
+//! * A swap is attempted once per call. Nothing below this seam sends a commit a second time, except after a reply that
+//!   proves the first was not looked at (an expired token).
+//! * [`CommitReply::Conflict`] and [`CommitReply::Refused`] mean *not applied, and never will be*. Everything that is not
+//!   proof of either outcome is [`CommitReply::Unknown`].
+//! * No object is ever deleted here; what a failed attempt wrote is left to orphan removal.
+//! * Every wait has a bound of our own.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use iceberg::spec::{Schema, SortOrder, TableMetadata, UnboundPartitionSpec};
+use iceberg::{NamespaceIdent, TableIdent, TableRequirement, TableUpdate};
+use uuid::Uuid;
+
+use crate::storage::{Storage, StorageError};
+
+/// A table as one read of the catalog showed it.
+///
+/// * `metadata` is what `metadata_location` holds: the two are never from different moments.
+/// * It is a value: it does not change when the table does.
+#[derive(Clone)]
+pub struct LoadedTable {
+    /// Namespace and name.
+    pub ident: TableIdent,
+    /// The whole table metadata.
+    pub metadata: Arc<TableMetadata>,
+    /// Where the catalog says that metadata is stored.
+    pub metadata_location: String,
+    /// Properties that the catalog gave for this table, for instance vended `s3.*` credentials. Never printed.
+    pub config: BTreeMap<String, String>,
+}
+
+impl Debug for LoadedTable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LoadedTable")
+            .field("ident", &self.ident)
+            .field("metadata_location", &self.metadata_location)
+            .field("config", &self.config.keys())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a table is created from.
+#[derive(Debug, Clone)]
+pub struct NewTable {
+    /// Namespace and name. The namespace must exist.
+    pub ident: TableIdent,
+    /// The columns. Iceberg reassigns the field ids at creation, in order.
+    pub schema: Schema,
+    /// How rows map to partitions; unpartitioned where `None`.
+    pub partition_spec: Option<UnboundPartitionSpec>,
+    /// The order rows are written in; unsorted where `None`.
+    pub sort_order: Option<SortOrder>,
+    /// Table properties.
+    pub properties: BTreeMap<String, String>,
+    /// Where the table's files go; the catalog's warehouse decides where `None`.
+    pub location: Option<String>,
+}
+
+/// What a creation came to. An error of kind [`CatalogErrorKind::Unknown`] means: load to find out.
+#[derive(Debug)]
+pub enum CreateReply {
+    /// The table was made by this call.
+    Created(LoadedTable),
+    /// A table, or something else, had that name already; nothing was changed.
+    Exists,
+}
+
+/// What one attempt to swap a table's metadata came to.
+#[derive(Debug)]
+pub enum CommitReply {
+    /// The updates are in the table; this is the table right after them.
+    Committed(LoadedTable),
+    /// Somebody else changed the table first, or a requirement does not hold. Definitely not applied: reload and
+    /// derive the commit anew.
+    Conflict,
+    /// Definitely not applied, for another reason. The error's kind says whether trying again can help.
+    Refused(CatalogError),
+    /// Nobody can say yet whether the updates are, or will be, in the table. Read the table back before anything else,
+    /// and delete nothing.
+    Unknown(CatalogError),
+}
+
+/// A catalog of Iceberg tables.
+#[async_trait]
+pub trait Catalog: Send + Sync + Debug {
+    /// Makes the namespace (and its parents, where the catalog has nested ones) unless it exists.
+    async fn ensure_namespace(&self, namespace: &NamespaceIdent) -> Result<(), CatalogError>;
+
+    /// The names of all tables in a namespace, sorted; empty where the namespace does not exist.
+    async fn list_tables(&self, namespace: &NamespaceIdent) -> Result<Vec<String>, CatalogError>;
+
+    /// The table's state now, or `None` where there is no such table.
+    async fn load(&self, table: &TableIdent) -> Result<Option<LoadedTable>, CatalogError>;
+
+    /// Creates a table, unless the name is taken.
+    async fn create(&self, table: NewTable) -> Result<CreateReply, CatalogError>;
+
+    /// Swaps the table's metadata once: applies `updates` if every one of `requirements` holds.
+    ///
+    /// * `base` is the state the updates were derived from. A catalog may apply them to a newer state as long as the
+    ///   requirements hold there, so what must not have changed has to be among the requirements.
+    /// * `idempotency_key` marks this attempt for servers that recognise repeated requests. A new attempt, after the
+    ///   old one's outcome is known, takes a new key.
+    /// * Dropping the future leaves the outcome unknown.
+    async fn commit(
+        &self,
+        base: &LoadedTable,
+        requirements: Vec<TableRequirement>,
+        updates: Vec<TableUpdate>,
+        idempotency_key: Uuid,
+    ) -> CommitReply;
+
+    /// The object store that holds this table's files, with the credentials the catalog vended for it, if any.
+    fn storage_for(&self, table: &LoadedTable) -> Result<Storage, CatalogError>;
+}
+
+/// What a caller can do about a [`CatalogError`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CatalogErrorKind {
+    /// Not done; the same call may succeed later.
+    Transient,
+    /// Not done; credentials are missing, wrong, expired or not sufficient.
+    Unauthorized,
+    /// Not done; the namespace or table is not there.
+    NotFound,
+    /// Not done; the request or the configuration is wrong and stays so.
+    Invalid,
+    /// Stored data cannot be what a catalog or a writer would have stored.
+    Corrupt,
+    /// Done or not: nobody can say yet.
+    Unknown,
+}
+
+impl From<crate::storage::StorageErrorKind> for CatalogErrorKind {
+    fn from(kind: crate::storage::StorageErrorKind) -> Self {
+        use crate::storage::StorageErrorKind as Stored;
+        match kind {
+            Stored::Transient => Self::Transient,
+            Stored::NotFound | Stored::Corrupt => Self::Corrupt,
+            Stored::Unauthorized => Self::Unauthorized,
+            Stored::Invalid => Self::Invalid,
+        }
+    }
+}
+
+/// Boxed cause of an error.
+pub(crate) type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why a catalog call failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CatalogError {
+    /// The catalog was not reached, or was not able to answer; nothing was changed.
+    #[error("catalog: {what}: not available")]
+    Unavailable {
+        /// What was asked, of whom.
+        what: String,
+        /// What went wrong.
+        #[source]
+        source: Cause,
+    },
+    /// The catalog does not accept who we are.
+    #[error("catalog: {what}: not authorized: {message}; check the credentials in [catalog]")]
+    Unauthorized {
+        /// What was asked, of whom.
+        what: String,
+        /// The answer.
+        message: String,
+    },
+    /// The catalog has no such namespace or table.
+    #[error("catalog: {what}: not found: {message}")]
+    NotFound {
+        /// What was asked, of whom.
+        what: String,
+        /// The answer.
+        message: String,
+    },
+    /// The catalog, or our own check before asking it, refused the request.
+    #[error("catalog: {what}: refused: {message}")]
+    Refused {
+        /// What was asked, of whom.
+        what: String,
+        /// The answer.
+        message: String,
+        /// What went wrong, where more is known than the message.
+        #[source]
+        source: Option<Cause>,
+    },
+    /// A `[catalog]` property is missing or wrong.
+    #[error("[catalog] {key}: {message}")]
+    Property {
+        /// The property's name.
+        key: String,
+        /// What is wrong with it and what would be right.
+        message: String,
+    },
+    /// What the catalog or the table's metadata file holds cannot be read as what it should be.
+    #[error("catalog: {what}: unreadable")]
+    Unreadable {
+        /// What was read.
+        what: String,
+        /// Why it cannot be read.
+        #[source]
+        source: Cause,
+    },
+    /// The table's object store failed.
+    #[error("catalog: {what}: object store failed")]
+    Storage {
+        /// What was to be done.
+        what: String,
+        /// What went wrong.
+        #[source]
+        source: StorageError,
+    },
+    /// The request may or may not have been carried out.
+    #[error("catalog: {what}: outcome unknown")]
+    OutcomeUnknown {
+        /// What was asked, of whom.
+        what: String,
+        /// What went wrong.
+        #[source]
+        source: Cause,
+    },
+}
+
+impl CatalogError {
+    /// What the caller can do about it.
+    pub fn kind(&self) -> CatalogErrorKind {
+        match self {
+            Self::Unavailable { .. } => CatalogErrorKind::Transient,
+            Self::Unauthorized { .. } => CatalogErrorKind::Unauthorized,
+            Self::NotFound { .. } => CatalogErrorKind::NotFound,
+            Self::Refused { .. } | Self::Property { .. } => CatalogErrorKind::Invalid,
+            Self::Unreadable { .. } => CatalogErrorKind::Corrupt,
+            Self::Storage { source, .. } => source.kind().into(),
+            Self::OutcomeUnknown { .. } => CatalogErrorKind::Unknown,
+        }
+    }
+}
+
+/// Reads a namespace as configuration writes it: levels separated by dots.
+pub fn parse_namespace(namespace: &str) -> Result<NamespaceIdent, CatalogError> {
+    let levels: Vec<&str> = namespace.split('.').collect();
+    if levels.iter().any(|level| level.trim().is_empty()) {
+        return Err(CatalogError::Property {
+            key: "namespace".into(),
+            message: format!(
+                "`{namespace}` has an empty level, give a name like `everlog` or `lake.everlog`"
+            ),
+        });
+    }
+    NamespaceIdent::from_strs(levels).map_err(|error| CatalogError::Property {
+        key: "namespace".into(),
+        message: error.to_string(),
+    })
+}

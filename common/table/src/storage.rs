@@ -1,0 +1,310 @@
+//! Files of a table, wherever they are: one [`Storage`] reads and writes full URIs on local disk, S3, Google Cloud
+//! Storage or Azure, and hands the same to Iceberg as a [`FileIO`].
+//!
+//! ```text
+//!   uri ── location ──► (store, key) ──► one client per bucket ──► object_store
+//!                                            local files: durable (fsync) before a write returns
+//! ```
+//!
+//! Invariants:
+//!
+//! * A URI is taken as written. Nothing in it is percent-decoded, as in the other Iceberg implementations: what a
+//!   manifest says is what is opened.
+//! * A read returns exactly the bytes asked for, or an error; never fewer.
+//! * A write that returned is complete and, on local disk, survives a power cut: file and folders are synced.
+//! * Every name is written once, since names carry UUIDs. So puts need no `If-None-Match`, may be repeated by the client
+//!   after a lost reply, and the reply to a repeated conditional put (412 for one's own object, or 409 that some stores
+//!   answer when nothing landed) never has to be interpreted.
+//! * Every wait is bounded: connecting, each request, and all repetitions of a request together.
+//!
+//! Not promised: a writer that is dropped neither finished nor aborted leaves an unfinished multipart upload, which is
+//! invisible, but is stored until the bucket's lifecycle rule removes it.
+
+mod clients;
+mod credentials;
+mod durable;
+mod error;
+mod file_io;
+mod location;
+mod settings;
+mod upload;
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use everlog_common::Millis;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use iceberg::io::FileIO;
+use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
+
+pub use credentials::CredentialSource;
+pub use error::{StorageError, StorageErrorKind};
+pub use upload::Upload;
+
+use clients::ClientKey;
+use location::Location;
+use settings::StorageSettings;
+
+/// One stored object, as a listing shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredObject {
+    /// Full URI, written the way the listed prefix was.
+    pub uri: String,
+    /// Length in bytes.
+    pub size: u64,
+    /// When it was written, by the store's clock.
+    pub last_modified: Millis,
+}
+
+/// An object store addressed by full URIs. Clones share clients and connections.
+///
+/// Properties (Iceberg's own names; anything else is ignored, as the `[catalog]` section is shared with the catalog):
+///
+/// * S3: `s3.endpoint`, `s3.region` (or `client.region`), `s3.access-key-id`, `s3.secret-access-key`,
+///   `s3.session-token`, `s3.path-style-access` (default: true with an endpoint, else false), `s3.anonymous`,
+///   `s3.sse.type` and `s3.sse.key`. Without keys the environment's credentials are used: variables, web identity,
+///   container, instance.
+/// * Google: `gcs.oauth2.token`, `gcs.service.host`, `gcs.no-auth`, `gcs.service-account-path`, else the environment's.
+/// * Azure: `adls.account-name`, `adls.account-key`, `adls.sas-token` or `adls.sas-token.ACCOUNT`, `adls.tenant-id` with
+///   `adls.client-id` and `adls.client-secret`, else the environment's.
+/// * All: `everlog.storage.connect-timeout` (5s), `everlog.storage.request-timeout` (60s),
+///   `everlog.storage.retry-timeout` (2m), `everlog.storage.max-retries` (8).
+#[derive(Clone)]
+pub struct Storage {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    backend: Backend,
+    settings: StorageSettings,
+}
+
+enum Backend {
+    /// Clients are made on first use, one per bucket.
+    Configured {
+        properties: BTreeMap<String, String>,
+        credentials: Option<Arc<dyn CredentialSource>>,
+        clients: Mutex<BTreeMap<ClientKey, Arc<dyn ObjectStore>>>,
+    },
+    /// Every URI goes to this store; the authority is the first part of the key.
+    Injected(Arc<dyn ObjectStore>),
+}
+
+impl Debug for Storage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut out = f.debug_struct("Storage");
+        match &self.inner.backend {
+            Backend::Configured { properties, .. } => out.field("properties", &properties.keys()),
+            Backend::Injected(store) => out.field("store", &store.to_string()),
+        };
+        out.finish_non_exhaustive()
+    }
+}
+
+impl Storage {
+    /// A storage that reaches whatever the properties describe.
+    pub fn from_properties(properties: &BTreeMap<String, String>) -> Result<Self, StorageError> {
+        Self::configured(properties, None)
+    }
+
+    /// Like [`Self::from_properties`], for credentials that expire: `credentials` is asked for new ones before they do.
+    pub fn with_credentials(
+        properties: &BTreeMap<String, String>,
+        credentials: Arc<dyn CredentialSource>,
+    ) -> Result<Self, StorageError> {
+        Self::configured(properties, Some(credentials))
+    }
+
+    /// A storage in which every URI, of any scheme, lives in `store`.
+    pub fn from_store(store: Arc<dyn ObjectStore>) -> Self {
+        let inner = Inner {
+            backend: Backend::Injected(store),
+            settings: StorageSettings::default(),
+        };
+        Self {
+            inner: Arc::new(inner),
+        }
+    }
+
+    fn configured(
+        properties: &BTreeMap<String, String>,
+        credentials: Option<Arc<dyn CredentialSource>>,
+    ) -> Result<Self, StorageError> {
+        let inner = Inner {
+            settings: StorageSettings::parse(properties)?,
+            backend: Backend::Configured {
+                properties: properties.clone(),
+                credentials,
+                clients: Mutex::default(),
+            },
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// The whole object.
+    pub async fn get(&self, uri: &str) -> Result<Bytes, StorageError> {
+        let (store, location) = self.open(uri)?;
+        let failed = |source| StorageError::from_store(uri, "get", source);
+        let result = store.get(&location.key).await.map_err(failed)?;
+        let expected = result.meta.size;
+        let bytes = result.bytes().await.map_err(failed)?;
+        exactly(uri, 0..expected, bytes)
+    }
+
+    /// The bytes of one range, all of them.
+    pub async fn get_range(&self, uri: &str, range: Range<u64>) -> Result<Bytes, StorageError> {
+        if range.is_empty() {
+            return Ok(Bytes::new());
+        }
+        let (store, location) = self.open(uri)?;
+        let bytes = store
+            .get_range(&location.key, range.clone())
+            .await
+            .map_err(|source| StorageError::from_store(uri, "get range", source))?;
+        exactly(uri, range, bytes)
+    }
+
+    /// The bytes of each range, in the order asked. Ranges close to each other are fetched by one request.
+    pub async fn get_ranges(
+        &self,
+        uri: &str,
+        ranges: &[Range<u64>],
+    ) -> Result<Vec<Bytes>, StorageError> {
+        let (store, location) = self.open(uri)?;
+        let asked: Vec<Range<u64>> = ranges.iter().filter(|r| !r.is_empty()).cloned().collect();
+        let fetched = store
+            .get_ranges(&location.key, &asked)
+            .await
+            .map_err(|source| StorageError::from_store(uri, "get ranges", source))?;
+        let mut fetched = fetched.into_iter();
+        let take = |range: &Range<u64>| {
+            if range.is_empty() {
+                return Ok(Bytes::new());
+            }
+            exactly(uri, range.clone(), fetched.next().unwrap_or_default())
+        };
+        ranges.iter().map(take).collect()
+    }
+
+    /// The object's length in bytes.
+    pub async fn size(&self, uri: &str) -> Result<u64, StorageError> {
+        let (store, location) = self.open(uri)?;
+        let meta = store
+            .head(&location.key)
+            .await
+            .map_err(|source| StorageError::from_store(uri, "head", source))?;
+        Ok(meta.size)
+    }
+
+    /// Whether there is such an object.
+    pub async fn exists(&self, uri: &str) -> Result<bool, StorageError> {
+        match self.size(uri).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == StorageErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Stores a whole object under a name that was never used before.
+    pub async fn put(&self, uri: &str, bytes: Bytes) -> Result<(), StorageError> {
+        let (store, location) = self.open(uri)?;
+        store
+            .put(&location.key, PutPayload::from_bytes(bytes))
+            .await
+            .map_err(|source| StorageError::from_store(uri, "put", source))?;
+        Ok(())
+    }
+
+    /// Begins an object that is written piece by piece. It becomes visible with [`Upload::finish`].
+    pub fn writer(&self, uri: &str) -> Result<Upload, StorageError> {
+        let (store, location) = self.open(uri)?;
+        Ok(Upload::new(store, uri.to_owned(), location.key))
+    }
+
+    /// Removes an object; one that is not there is no error.
+    pub async fn delete(&self, uri: &str) -> Result<(), StorageError> {
+        let (store, location) = self.open(uri)?;
+        match store.delete(&location.key).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(source) => Err(StorageError::from_store(uri, "delete", source)),
+        }
+    }
+
+    /// Every object below a prefix, which ends at a `/` whether it is written or not. Nothing there is an empty list.
+    pub fn list(
+        &self,
+        prefix: &str,
+    ) -> Result<BoxStream<'static, Result<StoredObject, StorageError>>, StorageError> {
+        let (store, location) = self.open_prefix(prefix)?;
+        let listed = prefix.to_owned();
+        let listing = store
+            .list(Some(&location.key))
+            .map(move |object| match object {
+                Ok(meta) => Ok(StoredObject {
+                    uri: location.uri_of(&meta.location),
+                    size: meta.size,
+                    last_modified: Millis(meta.last_modified.timestamp_millis()),
+                }),
+                Err(source) => Err(StorageError::from_store(&listed, "list", source)),
+            });
+        Ok(listing.boxed())
+    }
+
+    /// The same storage for Iceberg's own readers and writers.
+    pub fn file_io(&self) -> FileIO {
+        file_io::file_io(self.clone())
+    }
+
+    fn open(&self, uri: &str) -> Result<(Arc<dyn ObjectStore>, Location), StorageError> {
+        let (store, location) = self.open_prefix(uri)?;
+        if location.key.is_root() {
+            return Err(StorageError::Location {
+                uri: uri.to_owned(),
+                message: "names no object".into(),
+            });
+        }
+        Ok((store, location))
+    }
+
+    fn open_prefix(&self, uri: &str) -> Result<(Arc<dyn ObjectStore>, Location), StorageError> {
+        let (properties, credentials, clients) = match &self.inner.backend {
+            Backend::Injected(store) => {
+                return Ok((Arc::clone(store), Location::parse_any(uri)?));
+            }
+            Backend::Configured {
+                properties,
+                credentials,
+                clients,
+            } => (properties, credentials, clients),
+        };
+        let location = Location::parse(uri)?;
+        let key = ClientKey::of(&location);
+        let mut clients = clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = clients.get(&key) {
+            return Ok((Arc::clone(client), location));
+        }
+        let client = clients::build(&key, properties, credentials.as_ref(), &self.inner.settings)?;
+        clients.insert(key, Arc::clone(&client));
+        Ok((client, location))
+    }
+}
+
+/// P13: a store, or a proxy before it, may answer a range with fewer bytes and call it success.
+fn exactly(uri: &str, range: Range<u64>, bytes: Bytes) -> Result<Bytes, StorageError> {
+    let expected = range.end - range.start;
+    if bytes.len() as u64 == expected {
+        return Ok(bytes);
+    }
+    Err(StorageError::Length {
+        uri: uri.to_owned(),
+        start: range.start,
+        expected,
+        got: bytes.len() as u64,
+    })
+}

@@ -1,0 +1,191 @@
+//! Local files that survive a power cut.
+//!
+//! The library's local store renames a complete file into place, but syncs neither the file nor its folder: after a power
+//! cut the catalog could name a metadata file that is empty or gone. This wrapper syncs both before a write returns.
+
+use std::collections::BTreeSet;
+use std::fmt::{Debug, Display};
+use std::fs::File;
+use std::io::ErrorKind;
+use std::ops::Range;
+use std::path::{Path as FilePath, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, UploadPart,
+};
+
+use super::StorageError;
+
+/// Folders remembered as synced up to the root; beyond that many, they are synced anew.
+const KNOWN_FOLDERS_MAX: usize = 16_384;
+
+/// The local file system, with writes that are on disk when they return.
+#[derive(Debug)]
+pub(super) struct DurableFiles {
+    files: LocalFileSystem,
+    syncer: Arc<Syncer>,
+}
+
+#[derive(Debug, Default)]
+struct Syncer {
+    /// Folders whose own entries, up to the root, were synced since this process first wrote below them.
+    known: Mutex<BTreeSet<PathBuf>>,
+}
+
+impl DurableFiles {
+    pub(super) fn new() -> Self {
+        Self {
+            files: LocalFileSystem::new(),
+            syncer: Arc::default(),
+        }
+    }
+}
+
+impl Display for DurableFiles {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "DurableFiles")
+    }
+}
+
+impl Syncer {
+    async fn sync(self: &Arc<Self>, file: PathBuf) -> Result<()> {
+        let syncer = Arc::clone(self);
+        let synced = tokio::task::spawn_blocking(move || syncer.sync_now(&file)).await?;
+        synced.map_err(|error| object_store::Error::Generic {
+            store: "local files",
+            source: Box::new(error),
+        })
+    }
+
+    fn sync_now(&self, file: &FilePath) -> Result<(), StorageError> {
+        sync_path(file)?;
+        let Some(folder) = file.parent() else {
+            return Ok(());
+        };
+        sync_path(folder)?;
+        if self
+            .known
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains(folder)
+        {
+            return Ok(());
+        }
+        // The folder may be new, made by us or by another process that did not sync it: its entry in the parent, and
+        // the parent's, must be on disk too.
+        for ancestor in folder.ancestors().skip(1) {
+            match sync_path(ancestor) {
+                // A folder we may not even open is one we cannot have made.
+                Err(StorageError::Sync { source, .. })
+                    if source.kind() == ErrorKind::PermissionDenied => {}
+                result => result?,
+            }
+        }
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= KNOWN_FOLDERS_MAX {
+            known.clear();
+        }
+        known.insert(folder.to_path_buf());
+        Ok(())
+    }
+}
+
+fn sync_path(path: &FilePath) -> Result<(), StorageError> {
+    let synced = File::open(path).and_then(|file| match file.sync_all() {
+        // Some file systems cannot sync a folder; they say so by EINVAL.
+        Err(error) if error.kind() == ErrorKind::InvalidInput && path.is_dir() => Ok(()),
+        result => result,
+    });
+    synced.map_err(|source| StorageError::Sync {
+        path: path.to_path_buf(),
+        source,
+    })
+}
+
+#[async_trait]
+impl ObjectStore for DurableFiles {
+    async fn put_opts(
+        &self,
+        location: &Path,
+        payload: PutPayload,
+        opts: PutOptions,
+    ) -> Result<PutResult> {
+        let result = self.files.put_opts(location, payload, opts).await?;
+        self.syncer
+            .sync(self.files.path_to_filesystem(location)?)
+            .await?;
+        Ok(result)
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        location: &Path,
+        opts: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
+        let upload = self.files.put_multipart_opts(location, opts).await?;
+        Ok(Box::new(DurableUpload {
+            upload,
+            file: self.files.path_to_filesystem(location)?,
+            syncer: Arc::clone(&self.syncer),
+        }))
+    }
+
+    async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        self.files.get_opts(location, options).await
+    }
+
+    async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        self.files.get_ranges(location, ranges).await
+    }
+
+    fn delete_stream(
+        &self,
+        locations: BoxStream<'static, Result<Path>>,
+    ) -> BoxStream<'static, Result<Path>> {
+        self.files.delete_stream(locations)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.files.list(prefix)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.files.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.files.copy_opts(from, to, options).await?;
+        self.syncer.sync(self.files.path_to_filesystem(to)?).await
+    }
+}
+
+#[derive(Debug)]
+struct DurableUpload {
+    upload: Box<dyn MultipartUpload>,
+    file: PathBuf,
+    syncer: Arc<Syncer>,
+}
+
+#[async_trait]
+impl MultipartUpload for DurableUpload {
+    fn put_part(&mut self, data: PutPayload) -> UploadPart {
+        self.upload.put_part(data)
+    }
+
+    async fn complete(&mut self) -> Result<PutResult> {
+        let result = self.upload.complete().await?;
+        self.syncer.sync(self.file.clone()).await?;
+        Ok(result)
+    }
+
+    async fn abort(&mut self) -> Result<()> {
+        self.upload.abort().await
+    }
+}

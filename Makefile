@@ -1,0 +1,52 @@
+# everlog: every way to build, try, test and measure it. `make` alone lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+ARGS ?=
+PORT ?= 29092
+
+.PHONY: help demo test bench lint fmt docs-check services services-stop
+
+help: ## this list
+	@echo "everlog: targets of this Makefile"
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
+		|| sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST)
+
+demo: ## the whole story on this machine: archive, kill, replay, handoff, time travel (ARGS="...")
+	@tests/services/setup.sh --build
+	@echo "building everlog (the first time takes minutes) ..."
+	cargo build --locked -p everlog-cli
+	$(TARGET)/debug/everlog demo $(ARGS)
+
+test: ## every test, on real Kafka, S3 and catalog servers (ARGS="-p everlog-common" for a part)
+	@tests/services/setup.sh
+	@tests/scripts/run_tests.sh $(ARGS)
+
+bench: ## archive and replay rates as ratios, measured on this machine
+	@tests/services/setup.sh
+	cargo run --release --locked -p everlog-benches -- $(ARGS)
+
+lint: docs-check ## format, clippy, rustdoc, shell scripts, dependencies: all warnings are errors
+	@tests/services/setup.sh --build
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
+	@if command -v shellcheck >/dev/null; then echo "shellcheck"; shellcheck -x -P SCRIPTDIR tests/services/*.sh tests/scripts/*.sh .ci/run; \
+		else echo "shellcheck is not installed: shell scripts were not checked"; fi
+	@if command -v cargo-deny >/dev/null; then echo "cargo deny"; cargo deny --all-features --locked check --hide-inclusion-graph -A duplicate bans licenses sources; \
+		else echo "cargo-deny is not installed (cargo install --locked cargo-deny): dependencies were not checked"; fi
+	@echo "lint: passed"
+
+fmt: ## format the Rust code
+	cargo fmt --all
+
+docs-check: ## links, metric names and alerts in the documents and in deploy/ fit together
+	@if command -v python3 >/dev/null; then tests/scripts/check_docs.py; else echo "python3 is not installed: documents were not checked"; fi
+
+services: ## start Kafka, S3 and a REST catalog to play with, on ports from PORT (29092)
+	@tests/services/setup.sh
+	@tests/services/playground.sh start target/services $(PORT)
+
+services-stop: ## stop them (what they hold stays in target/services)
+	@tests/services/playground.sh stop target/services

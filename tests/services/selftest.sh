@@ -8,7 +8,7 @@ ok() { echo "  ok  $*"; }
 is() { [ "$1" = "$2" ] || fail "$3: got $1, want $2"; ok "$3"; }
 fail() { echo "FAILED: $*" >&2; exit 1; }
 cleanup() {
-  for s in toxiproxy catalog s3; do "$HERE/$s.sh" stop "$DIR/$s" 2>/dev/null || true; done
+  for s in toxiproxy catalog catalog-readers s3; do "$HERE/$s.sh" stop "$DIR/$s" 2>/dev/null || true; done
   for s in kafka kafka3; do "$HERE/kafka.sh" stop "$DIR/$s" 2>/dev/null || true; done
 }
 trap cleanup EXIT
@@ -64,4 +64,13 @@ is "$(s3 a -X PUT -d again -H 'If-None-Match: *' -o /dev/null -w '%{http_code}')
 is "$(s3 a)" hello "the same after kill -9"
 
 python3 "$HERE/selftest.py" "$HERE/catalog.sh" "$DIR/catalog" $((P + 40)) $((P + 30))
+
+echo "the readers"
+PYTHON="$(. "$HERE/lib.sh"; py_env)/bin/python"
+rm -rf "$DIR/readers" "$DIR/catalog-readers"
+"$PYTHON" "$HERE/../scripts/read_tables_selftest.py" sqlite "$DIR/readers"
+"$HERE/catalog.sh" start "$DIR/catalog-readers" $((P + 50)) s3://warehouse/readers s3.endpoint="$AWS_ENDPOINT_URL" \
+  s3.access-key-id=testkey s3.secret-access-key=testsecret s3.path-style-access=true >/dev/null
+"$PYTHON" "$HERE/../scripts/read_tables_selftest.py" rest "http://127.0.0.1:$((P + 50))" "$AWS_ENDPOINT_URL"
+
 echo "all services proven in ${SECONDS} s"

@@ -14,6 +14,8 @@
 //! What the trait never does: decide where to start. Offsets and leader epochs always come from the caller, that is
 //! from the ledger; `auto.offset.reset` never decides anything.
 
+pub mod memory;
+
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::time::Duration;

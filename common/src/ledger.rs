@@ -82,7 +82,8 @@ pub struct Entry {
     /// The next offset to archive. Everything in `[first, next)` is a row, a recorded gap, or an offset that the
     /// consumer protocol never delivers.
     pub next: Offset,
-    /// Leader epoch of the last archived record, where known: lets the broker detect truncation (KIP-320).
+    /// A leader epoch that reached at least to `next` when it was archived, where known: lets the broker detect
+    /// truncation (KIP-320). The last record's, unless offsets without rows of a later leader follow it.
     pub leader_epoch: Option<i32>,
     /// Rows so far.
     pub rows: u64,
@@ -201,7 +202,8 @@ pub struct Advance {
     pub base: Option<Entry>,
     /// Contiguous pieces; never empty.
     pub segments: Vec<Segment>,
-    /// Leader epoch of the last row, or what the base had.
+    /// Leader epoch of the last row, or what the base had; none where it is not known to reach to the advance's end
+    /// (see [`Entry::leader_epoch`]).
     pub leader_epoch: Option<i32>,
     /// The running hash after the last row.
     pub hash: u64,
@@ -218,6 +220,11 @@ impl Advance {
     /// Where it ends, where that is known.
     pub fn end(&self) -> Option<Offset> {
         self.segments.iter().rev().find_map(Segment::end)
+    }
+
+    /// Whether it only says that an era is over.
+    fn closes_only(&self) -> bool {
+        matches!(self.segments[..], [Segment::Gap { end: None, .. }])
     }
 
     /// Rows in it.
@@ -341,6 +348,13 @@ impl Ledger {
         gaps
     }
 
+    /// Whether a partition of an era ended: what its incarnation still held is unknown for good.
+    pub fn is_closed(&self, generation: Generation, partition: Partition) -> bool {
+        self.gaps
+            .iter()
+            .any(|g| g.generation == generation && g.partition == partition && g.end.is_none())
+    }
+
     /// Applies all of `advances`, or none: every refusal is reported.
     pub fn apply(&self, advances: &[Advance]) -> Result<Self, Vec<Refusal>> {
         let mut next = self.clone();
@@ -375,6 +389,17 @@ impl Ledger {
                 expected: format!("generation {generation}"),
             });
         }
+        if parent
+            .newest()
+            .is_some_and(|(newest, _)| generation < newest)
+            && !advance.closes_only()
+        {
+            return Err(Refusal::Fenced {
+                partition,
+                found: format!("generation {generation} ended"),
+                expected: format!("generation {generation} goes on"),
+            });
+        }
         let held = parent.entry(generation, partition);
         if self.entry(generation, partition) != held {
             return Err(malformed("two advances of one partition in one commit"));
@@ -403,7 +428,7 @@ impl Ledger {
         let entry = Entry {
             first: base.first,
             next: end,
-            leader_epoch: advance.leader_epoch.or(base.leader_epoch),
+            leader_epoch: advance.leader_epoch,
             rows: base
                 .rows
                 .checked_add(rows)
@@ -421,6 +446,10 @@ impl Ledger {
                 at,
             } = *segment
             {
+                // an era is closed once, whoever says it again
+                if end.is_none() && self.is_closed(generation, partition) {
+                    continue;
+                }
                 self.gaps.push(Gap {
                     generation,
                     partition,

@@ -196,6 +196,42 @@ fn b24_a_gap_is_kept_with_reason_and_time() {
 }
 
 #[test]
+fn h12_an_ended_generation_is_closed_once_and_takes_no_more_rows() {
+    let one = Ledger::default()
+        .apply(&[advance(None, vec![data(0, 10, 10)])])
+        .unwrap();
+    let base = *one.entry(Generation(0), partition(0)).unwrap();
+    let closing = advance(Some(base), vec![gap(10, None)]);
+    let mut fresh = advance(None, vec![data(0, 3, 3)]);
+    (fresh.identity, fresh.generation) = (identity(2), Generation(1));
+    let two = one.apply(&[closing.clone(), fresh]).unwrap();
+    // a zombie of the old era
+    let late = advance(Some(base), vec![data(10, 12, 2)]);
+    assert!(matches!(
+        two.apply(&[late]).unwrap_err()[0],
+        Refusal::Fenced { .. }
+    ));
+    // a second archiver that noticed the same
+    assert_eq!(two.apply(&[closing]).unwrap(), two);
+}
+
+#[test]
+fn h10_an_epoch_that_may_not_reach_to_the_end_is_not_kept() {
+    let one = Ledger::default()
+        .apply(&[advance(None, vec![data(0, 10, 10)])])
+        .unwrap();
+    let base = *one.entry(Generation(0), partition(0)).unwrap();
+    assert_eq!(base.leader_epoch, Some(3));
+    let mut trailing = advance(Some(base), vec![data(10, 12, 0)]);
+    trailing.leader_epoch = None;
+    let two = one.apply(&[trailing]).unwrap();
+    assert_eq!(
+        two.entry(Generation(0), partition(0)).unwrap().leader_epoch,
+        None
+    );
+}
+
+#[test]
 fn malformed_advances_are_refused() {
     let bad = [
         vec![],

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Starts every service through its script, proves its switches, stops it. usage: selftest.sh DIR [BASEPORT]
 set -euo pipefail
-HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+. "$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/lib.sh"
 DIR=$(mkdir -p "${1:?usage: selftest.sh DIR [BASEPORT]}" && cd "$1" && pwd)
 P=${2:-29000}
 ok() { echo "  ok  $*"; }
 is() { [ "$1" = "$2" ] || fail "$3: got $1, want $2"; ok "$3"; }
 fail() { echo "FAILED: $*" >&2; exit 1; }
 cleanup() {
-  for s in toxiproxy catalog catalog-readers s3; do "$HERE/$s.sh" stop "$DIR/$s" 2>/dev/null || true; done
+  for s in toxiproxy catalog s3; do "$HERE/$s.sh" stop "$DIR/$s" || true; done
+  "$HERE/catalog.sh" stop "$DIR/catalog-readers" || true
   for s in kafka kafka3; do "$HERE/kafka.sh" stop "$DIR/$s" 2>/dev/null || true; done
 }
 trap cleanup EXIT
@@ -48,9 +49,12 @@ topic "$b"
 produce "$b" 50
 ok "one node killed: writes go on"
 KAFKA_HEAP=320m "$HERE/kafka.sh" start-node "$DIR/kafka3" 1
+"$HERE/kafka.sh" await-in-sync "$DIR/kafka3"
 "$HERE/kafka.sh" pause-node "$DIR/kafka3" 2
-is "$(count "$b" 50)" 50 "another one paused: all are read"
+produce "$b" 50
+ok "another one paused: writes go on"
 "$HERE/kafka.sh" resume-node "$DIR/kafka3" 2
+is "$(count "$b" 100)" 100 "all are read"
 "$HERE/kafka.sh" stop "$DIR/kafka3"
 
 echo "S3"
@@ -66,7 +70,7 @@ is "$(s3 a)" hello "the same after kill -9"
 python3 "$HERE/selftest.py" "$HERE/catalog.sh" "$DIR/catalog" $((P + 40)) $((P + 30))
 
 echo "the readers"
-PYTHON="$(. "$HERE/lib.sh"; py_env)/bin/python"
+PYTHON="$(py_env)/bin/python"
 rm -rf "$DIR/readers" "$DIR/catalog-readers"
 "$PYTHON" "$HERE/../scripts/read_tables_selftest.py" sqlite "$DIR/readers"
 "$HERE/catalog.sh" start "$DIR/catalog-readers" $((P + 50)) s3://warehouse/readers s3.endpoint="$AWS_ENDPOINT_URL" \

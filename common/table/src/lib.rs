@@ -4,12 +4,20 @@
 //! - [`files`]: data files as values
 //! - [`writer`]: rows into data files
 //! - [`scan`]: data files into runs of rows
+//! - [`archive`]: the one door: state, append, pins, maintenance
+//! - [`snapshot`]: a snapshot held for reading
+//! - [`maintain`]: expiry, and removal of files
+//! - [`summary`]: where the ledger is kept and how it is found
 //! - [`catalog`]: who names a table's current metadata, and swaps it
 //! - [`storage`]: objects by full URI
 
+pub mod archive;
 pub mod catalog;
 pub mod files;
+pub mod maintain;
 pub mod scan;
 pub mod schema;
+pub mod snapshot;
 pub mod storage;
+pub mod summary;
 pub mod writer;

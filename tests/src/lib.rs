@@ -1,1 +1,15 @@
-//! placeholder
+//! Everything bigger than a crate: real services, workloads, and the comparison of what the broker's log holds with
+//! what everlog gives back.
+//!
+//! - [`services`]: Kafka, S3 and the Iceberg REST catalog, started by `tests/services/*.sh`, stopped when dropped.
+//! - [`broker`]: topics, producers, and an independent dump of a broker's log (plain polling, nothing of everlog's own
+//!   ingest).
+//! - [`everlog`]: the binary, its configuration and its output.
+//! - [`compare`]: records against records, and the first difference in words.
+//!
+//! A service that cannot be started fails the test: nothing is skipped.
+
+pub mod broker;
+pub mod compare;
+pub mod everlog;
+pub mod services;

@@ -1,0 +1,304 @@
+//! The binary, its configuration and its output.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use serde_json::Value;
+
+use crate::compare::{Log, Record};
+use crate::services::{RestCatalog, S3};
+
+/// The binary that the same build made, beside the test's own.
+pub fn binary() -> PathBuf {
+    let test = std::env::current_exe().expect("this test's path");
+    let folder = test.parent().and_then(Path::parent).expect("target/<profile>/deps");
+    let path = folder.join("everlog");
+    assert!(
+        path.is_file(),
+        "{} is missing: run `cargo build -p everlog-cli --features failpoints` first, or `make test`",
+        path.display()
+    );
+    path
+}
+
+/// One installation: a folder with a configuration.
+#[derive(Debug)]
+pub struct Everlog {
+    dir: tempfile::TempDir,
+    /// `everlog.toml`.
+    pub config: PathBuf,
+    /// The [catalog] section, for other readers of the same tables.
+    pub catalog: BTreeMap<String, String>,
+}
+
+/// How the archiver is set up; the rest is what a new user gets.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// `bootstrap.servers`.
+    pub bootstrap: String,
+    /// Names or regular expressions.
+    pub topics: Vec<String>,
+    /// Lines for the `[archive]` section.
+    pub archive: Vec<String>,
+    /// Lines for the `[kafka]` section.
+    pub kafka: Vec<String>,
+}
+
+impl Setup {
+    /// Archives `topics`, committing every second.
+    pub fn new(bootstrap: &str, topics: &[&str]) -> Self {
+        Self {
+            bootstrap: bootstrap.to_owned(),
+            topics: topics.iter().map(|t| (*t).to_owned()).collect(),
+            archive: vec!["commit_interval = \"1s\"".to_owned()],
+            kafka: Vec::new(),
+        }
+    }
+
+    /// One more line of the `[archive]` section; it replaces an earlier one of the same key.
+    #[must_use]
+    pub fn archive(mut self, line: &str) -> Self {
+        let key = line.split('=').next().unwrap_or(line).trim().to_owned();
+        self.archive.retain(|l| l.split('=').next().map(str::trim) != Some(&key));
+        self.archive.push(line.to_owned());
+        self
+    }
+}
+
+impl Everlog {
+    /// With a local warehouse and an SQLite catalog.
+    pub fn local(setup: &Setup) -> Self {
+        let dir = tempfile::Builder::new().prefix("everlog-lake").tempdir().expect("temp dir");
+        let at = dir.path().display();
+        let catalog = [
+            ("type", "sql".to_owned()),
+            ("name", "everlog".to_owned()),
+            ("uri", format!("sqlite://{at}/catalog.db")),
+            ("warehouse", format!("file://{at}/warehouse")),
+            ("namespace", "everlog".to_owned()),
+        ];
+        Self::with_catalog(dir, setup, catalog.map(|(k, v)| (k.to_owned(), v)).into())
+    }
+
+    /// With a REST catalog and S3.
+    pub fn rest(setup: &Setup, catalog: &RestCatalog, s3: &S3) -> Self {
+        let dir = tempfile::Builder::new().prefix("everlog-lake").tempdir().expect("temp dir");
+        let mut properties: BTreeMap<String, String> = s3.properties().into_iter().collect();
+        for (key, value) in [
+            ("type", "rest"),
+            ("uri", &catalog.uri),
+            ("warehouse", &catalog.warehouse),
+            ("namespace", "everlog"),
+        ] {
+            properties.insert(key.to_owned(), value.to_owned());
+        }
+        Self::with_catalog(dir, setup, properties)
+    }
+
+    fn with_catalog(dir: tempfile::TempDir, setup: &Setup, catalog: BTreeMap<String, String>) -> Self {
+        let mut text = format!("[kafka]\n\"bootstrap.servers\" = {:?}\n", setup.bootstrap);
+        for line in &setup.kafka {
+            let _ = writeln!(text, "{line}");
+        }
+        text.push_str("\n[catalog]\n");
+        for (key, value) in &catalog {
+            let _ = writeln!(text, "{key:?} = {value:?}");
+        }
+        let _ = writeln!(text, "\n[archive]\ntopics = {:?}", setup.topics);
+        for line in &setup.archive {
+            let _ = writeln!(text, "{line}");
+        }
+        let config = dir.path().join("everlog.toml");
+        std::fs::write(&config, text).expect("write the configuration");
+        Self { dir, config, catalog }
+    }
+
+    /// A second installation on the same tables with other settings.
+    #[must_use]
+    pub fn beside(&self, setup: &Setup) -> Self {
+        let dir = tempfile::Builder::new().prefix("everlog-lake").tempdir().expect("temp dir");
+        Self::with_catalog(dir, setup, self.catalog.clone())
+    }
+
+    /// The folder.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// `everlog --config … ARGS`.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(binary());
+        command
+            .env_remove("FAILPOINTS")
+            .arg("--config")
+            .arg(&self.config)
+            .args(args)
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs to the end; standard output and error are captured.
+    pub fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().expect("run everlog")
+    }
+
+    /// Runs to the end and demands success.
+    #[track_caller]
+    pub fn ok(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert!(
+            output.status.success(),
+            "everlog {} ended with {}\n{}",
+            args.join(" "),
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).expect("UTF-8 output")
+    }
+
+    /// `archive --until-caught-up`, which must succeed.
+    #[track_caller]
+    pub fn archive(&self) {
+        self.ok(&["archive", "--until-caught-up"]);
+    }
+
+    /// Starts an archiver in the background; `failpoints` as in the `fail` crate, empty for none.
+    pub fn start(&self, args: &[&str], failpoints: &str) -> Running {
+        let name = format!("{}.log", args.join("-").replace('/', "_"));
+        let path = self.dir().join(name);
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(&path).expect("log file");
+        let mut command = self.command(args);
+        if !failpoints.is_empty() {
+            command.env("FAILPOINTS", failpoints);
+        }
+        let child = command
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap_or_else(|e| panic!("cannot start everlog: {e}"));
+        Running { child, log: path }
+    }
+
+    /// `replay TOPIC` with `args`, as records.
+    #[track_caller]
+    pub fn replay(&self, topic: &str, args: &[&str]) -> Log {
+        let mut all = vec!["replay", topic, "--encoding", "base64", "--output", "jsonl"];
+        all.extend_from_slice(args);
+        parse(&self.ok(&all))
+    }
+}
+
+/// Records of `replay --output jsonl --encoding base64`.
+#[track_caller]
+pub fn parse(lines: &str) -> Log {
+    let mut log = Log::new();
+    for line in lines.lines() {
+        let record = parse_line(line).unwrap_or_else(|| panic!("not a record: {line}"));
+        log.entry(record.partition).or_default().push(record);
+    }
+    log
+}
+
+fn parse_line(line: &str) -> Option<Record> {
+    let json: Value = serde_json::from_str(line).ok()?;
+    let bytes = |v: &Value| match v {
+        Value::Null => Some(None),
+        Value::String(s) => base64::engine::general_purpose::STANDARD.decode(s).ok().map(Some),
+        _ => None,
+    };
+    let flat = json.get("headers").and_then(Value::as_array).cloned().unwrap_or_default();
+    let mut headers = Vec::new();
+    for pair in flat.chunks(2) {
+        let key = match pair.first()? {
+            Value::String(s) => s.as_bytes().to_vec(),
+            _ => return None,
+        };
+        headers.push((key, bytes(pair.get(1)?)?));
+    }
+    let timestamp_type = match json.get("tstype")?.as_str()? {
+        "create" => "create",
+        "logappend" => "logappend",
+        "none" => "none",
+        _ => return None,
+    };
+    let ts = json.get("ts").and_then(Value::as_i64);
+    Some(Record {
+        partition: i32::try_from(json.get("partition")?.as_i64()?).ok()?,
+        offset: json.get("offset")?.as_i64()?,
+        timestamp: if timestamp_type == "none" { None } else { ts },
+        timestamp_type,
+        key: bytes(json.get("key")?)?,
+        value: bytes(json.get("payload")?)?,
+        headers,
+    })
+}
+
+/// A background everlog; killed with SIGKILL when dropped.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Running {
+    /// `kill -9`, and waits for the end.
+    pub fn kill(mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// SIGTERM, then the exit status; it must end within `patience`.
+    #[track_caller]
+    pub fn stop(self, patience: Duration) -> Option<i32> {
+        let pid = libc::pid_t::try_from(self.child.id()).expect("a process id");
+        #[allow(unsafe_code, reason = "sending a signal to our own child")]
+        // SAFETY: plain system call on the child that this value owns.
+        let sent = unsafe { libc::kill(pid, libc::SIGTERM) };
+        assert_eq!(sent, 0, "cannot signal everlog");
+        self.wait(patience)
+    }
+
+    /// The exit status; it must end within `patience`. None: ended by a signal.
+    #[track_caller]
+    pub fn wait(mut self, patience: Duration) -> Option<i32> {
+        let due = Instant::now() + patience;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("wait for everlog") {
+                return status.code();
+            }
+            assert!(Instant::now() < due, "everlog did not end within {patience:?}\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// What it logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Polls `condition` until it holds.
+#[track_caller]
+pub fn eventually(what: &str, patience: Duration, mut condition: impl FnMut() -> bool) {
+    let due = Instant::now() + patience;
+    while !condition() {
+        assert!(Instant::now() < due, "{what} did not come true within {patience:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}

@@ -1,0 +1,191 @@
+//! Real services for one test binary, each in its own folder, on free ports, stopped when dropped.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+
+/// Where the service scripts are.
+pub fn script(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("services").join(name)
+}
+
+/// Runs a service script; its standard output, trimmed. A failure ends the test with everything the script said.
+pub fn run(name: &str, args: &[&str]) -> String {
+    let output = try_run(name, args);
+    assert!(
+        output.status.success(),
+        "{name} {} failed ({}); run tests/services/setup.sh, then the same command by hand\n{}{}",
+        args.join(" "),
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+fn try_run(name: &str, args: &[&str]) -> Output {
+    Command::new("bash")
+        .arg(script(name))
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|e| panic!("cannot run {name}: {e}"))
+}
+
+/// The first of `count` neighbouring free ports, from a range that the kernel does not hand out by itself.
+pub fn free_ports(count: u16) -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let base = 20_000 + u16::try_from(std::process::id() % 400).unwrap_or(0) * 20;
+    for _ in 0..500 {
+        let start = base + NEXT.fetch_add(count, Ordering::SeqCst) % 4_000;
+        let free = (start..start + count).all(|p| TcpListener::bind(("127.0.0.1", p)).is_ok());
+        if free {
+            return start;
+        }
+    }
+    panic!("no {count} neighbouring free ports from {base}");
+}
+
+/// A Kafka cluster (KRaft).
+#[derive(Debug)]
+pub struct Kafka {
+    dir: tempfile::TempDir,
+    /// Bootstrap addresses.
+    pub bootstrap: String,
+}
+
+impl Kafka {
+    /// One broker.
+    pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// One broker with extra server properties, or `--nodes N`.
+    pub fn start_with(args: &[&str]) -> Self {
+        let dir = tempfile::Builder::new().prefix("everlog-kafka").tempdir().expect("temp dir");
+        let nodes: u16 = args
+            .iter()
+            .position(|a| *a == "--nodes")
+            .and_then(|i| args.get(i + 1))
+            .map_or(1, |n| n.parse().expect("a number of nodes"));
+        let port = free_ports(2 * nodes).to_string();
+        let path = dir.path().display().to_string();
+        let mut all = vec!["start", &path, &port];
+        all.extend_from_slice(args);
+        let bootstrap = run("kafka.sh", &all);
+        Self { dir, bootstrap }
+    }
+
+    fn path(&self) -> String {
+        self.dir.path().display().to_string()
+    }
+
+    /// Runs `kafka.sh VERB DIR NODE`: `kill-node`, `start-node`, `stop-node`, `pause-node`, `resume-node`.
+    pub fn node(&self, verb: &str, node: u16) {
+        run("kafka.sh", &[verb, &self.path(), &node.to_string()]);
+    }
+
+    /// Runs one of Kafka's own tools.
+    pub fn tool(&self, args: &[&str]) -> String {
+        let mut all = vec!["tool"];
+        all.extend_from_slice(args);
+        run("kafka.sh", &all)
+    }
+}
+
+impl Drop for Kafka {
+    fn drop(&mut self) {
+        let _ = try_run("kafka.sh", &["stop", &self.path()]);
+    }
+}
+
+/// An S3 server with a bucket `warehouse`.
+#[derive(Debug)]
+pub struct S3 {
+    dir: tempfile::TempDir,
+    /// `http://127.0.0.1:PORT`.
+    pub endpoint: String,
+}
+
+/// The key pair that `s3.sh` sets.
+pub const S3_ACCESS_KEY: &str = "testkey";
+/// See [`S3_ACCESS_KEY`].
+pub const S3_SECRET_KEY: &str = "testsecret";
+
+impl S3 {
+    /// Starts it.
+    pub fn start() -> Self {
+        let dir = tempfile::Builder::new().prefix("everlog-s3").tempdir().expect("temp dir");
+        let port = free_ports(1);
+        run("s3.sh", &["start", &dir.path().display().to_string(), &port.to_string(), "warehouse"]);
+        Self { dir, endpoint: format!("http://127.0.0.1:{port}") }
+    }
+
+    /// Runs `s3.sh VERB DIR`: `pause`, `resume`, `kill`.
+    pub fn control(&self, verb: &str) {
+        run("s3.sh", &[verb, &self.dir.path().display().to_string()]);
+    }
+
+    /// Iceberg's properties for this server.
+    pub fn properties(&self) -> Vec<(String, String)> {
+        [
+            ("s3.endpoint", self.endpoint.as_str()),
+            ("s3.access-key-id", S3_ACCESS_KEY),
+            ("s3.secret-access-key", S3_SECRET_KEY),
+            ("s3.region", "us-east-1"),
+            ("s3.path-style-access", "true"),
+        ]
+        .into_iter()
+        .map(|(k, v)| (k.to_owned(), v.to_owned()))
+        .collect()
+    }
+}
+
+impl Drop for S3 {
+    fn drop(&mut self) {
+        let _ = try_run("s3.sh", &["resume", &self.dir.path().display().to_string()]);
+        let _ = try_run("s3.sh", &["stop", &self.dir.path().display().to_string()]);
+    }
+}
+
+/// Iceberg's own REST catalog server over an S3 server's bucket.
+#[derive(Debug)]
+pub struct RestCatalog {
+    dir: tempfile::TempDir,
+    /// `http://127.0.0.1:PORT`.
+    pub uri: String,
+    /// The warehouse it serves.
+    pub warehouse: String,
+}
+
+impl RestCatalog {
+    /// Starts it with its warehouse on `s3`.
+    pub fn start(s3: &S3) -> Self {
+        let dir = tempfile::Builder::new().prefix("everlog-catalog").tempdir().expect("temp dir");
+        let port = free_ports(2).to_string();
+        let path = dir.path().display().to_string();
+        let warehouse = "s3://warehouse/lake".to_owned();
+        let properties: Vec<String> = s3
+            .properties()
+            .into_iter()
+            .filter(|(k, _)| k != "s3.region")
+            .map(|(k, v)| format!("{k}={v}"))
+            .collect();
+        let mut args = vec!["start", &path, &port, &warehouse];
+        args.extend(properties.iter().map(String::as_str));
+        let uri = run("catalog.sh", &args);
+        Self { dir, uri, warehouse }
+    }
+
+    /// Makes requests fail: see `catalog.sh fault`.
+    pub fn fault(&self, query: &str) {
+        run("catalog.sh", &["fault", &self.dir.path().display().to_string(), query]);
+    }
+}
+
+impl Drop for RestCatalog {
+    fn drop(&mut self) {
+        let _ = try_run("catalog.sh", &["stop", &self.dir.path().display().to_string()]);
+    }
+}

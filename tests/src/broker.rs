@@ -1,6 +1,9 @@
 //! Topics, producers and an independent dump of a broker's log.
 
-#![allow(unsafe_code, reason = "the safe API panics on header keys that are not UTF-8, so the dump reads raw messages")]
+#![allow(
+    unsafe_code,
+    reason = "the safe API panics on header keys that are not UTF-8, so the dump reads raw messages"
+)]
 
 use std::collections::BTreeMap;
 use std::ffi::CStr;
@@ -30,7 +33,9 @@ pub struct Broker {
 impl Broker {
     /// For the cluster at `bootstrap`.
     pub fn new(bootstrap: &str) -> Self {
-        Self { bootstrap: bootstrap.to_owned() }
+        Self {
+            bootstrap: bootstrap.to_owned(),
+        }
     }
 
     fn config(&self) -> ClientConfig {
@@ -53,7 +58,12 @@ impl Broker {
             new = new.set(key, value);
         }
         let options = AdminOptions::new().operation_timeout(Some(PATIENCE));
-        for result in self.admin().create_topics([&new], &options).await.expect("create topic") {
+        for result in self
+            .admin()
+            .create_topics([&new], &options)
+            .await
+            .expect("create topic")
+        {
             result.unwrap_or_else(|e| panic!("cannot create {topic}: {e:?}"));
         }
         self.await_topic(topic, partitions);
@@ -71,7 +81,10 @@ impl Broker {
             if seen == usize::try_from(partitions).ok() {
                 return;
             }
-            assert!(Instant::now() < due, "topic {topic} never had {partitions} partitions");
+            assert!(
+                Instant::now() < due,
+                "topic {topic} never had {partitions} partitions"
+            );
             std::thread::yield_now();
         }
     }
@@ -79,13 +92,20 @@ impl Broker {
     /// Deletes a topic and waits until it is gone.
     pub async fn delete(&self, topic: &str) {
         let options = AdminOptions::new().operation_timeout(Some(PATIENCE));
-        for result in self.admin().delete_topics(&[topic], &options).await.expect("delete topic") {
+        for result in self
+            .admin()
+            .delete_topics(&[topic], &options)
+            .await
+            .expect("delete topic")
+        {
             result.unwrap_or_else(|e| panic!("cannot delete {topic}: {e:?}"));
         }
         let consumer: BaseConsumer = self.config().create().expect("consumer");
         let due = Instant::now() + PATIENCE;
         loop {
-            let metadata = consumer.fetch_metadata(None, Duration::from_secs(5)).expect("metadata");
+            let metadata = consumer
+                .fetch_metadata(None, Duration::from_secs(5))
+                .expect("metadata");
             if metadata.topics().iter().all(|t| t.name() != topic) {
                 return;
             }
@@ -98,7 +118,12 @@ impl Broker {
     pub async fn grow(&self, topic: &str, partitions: usize) {
         let options = AdminOptions::new().operation_timeout(Some(PATIENCE));
         let new = NewPartitions::new(topic, partitions);
-        for result in self.admin().create_partitions([&new], &options).await.expect("grow") {
+        for result in self
+            .admin()
+            .create_partitions([&new], &options)
+            .await
+            .expect("grow")
+        {
             result.unwrap_or_else(|e| panic!("cannot grow {topic}: {e:?}"));
         }
         self.await_topic(topic, i32::try_from(partitions).expect("a partition count"));
@@ -107,27 +132,39 @@ impl Broker {
     /// Deletes records below `before`, as retention would.
     pub async fn delete_records(&self, topic: &str, partition: i32, before: i64) {
         let mut list = TopicPartitionList::new();
-        list.add_partition_offset(topic, partition, Offset::Offset(before)).expect("an offset");
+        list.add_partition_offset(topic, partition, Offset::Offset(before))
+            .expect("an offset");
         let options = AdminOptions::new().operation_timeout(Some(PATIENCE));
-        self.admin().delete_records(&list, &options).await.expect("delete records");
+        self.admin()
+            .delete_records(&list, &options)
+            .await
+            .expect("delete records");
     }
 
     /// Log start and end (last stable offset) of a partition.
     pub fn bounds(&self, topic: &str, partition: i32) -> (i64, i64) {
         let mut config = self.config();
-        let consumer: BaseConsumer =
-            config.set("isolation.level", "read_committed").create().expect("consumer");
-        consumer.fetch_watermarks(topic, partition, PATIENCE).expect("watermarks")
+        let consumer: BaseConsumer = config
+            .set("isolation.level", "read_committed")
+            .create()
+            .expect("consumer");
+        consumer
+            .fetch_watermarks(topic, partition, PATIENCE)
+            .expect("watermarks")
     }
 
     /// A producer; `extra` properties win.
     pub fn producer(&self, extra: &[(&str, &str)]) -> Feed {
         let mut config = self.config();
-        config.set("linger.ms", "5").set("message.max.bytes", "115000000");
+        config
+            .set("linger.ms", "5")
+            .set("message.max.bytes", "115000000");
         for (key, value) in extra {
             config.set(*key, *value);
         }
-        Feed { producer: config.create().expect("producer") }
+        Feed {
+            producer: config.create().expect("producer"),
+        }
     }
 
     /// Every record that a `read_committed` consumer is given, per partition, up to the end seen at the call: read one by
@@ -143,21 +180,32 @@ impl Broker {
             .set("fetch.message.max.bytes", "110000000")
             .set("receive.message.max.bytes", "250000000");
         let consumer: BaseConsumer = config.create().expect("consumer");
-        let metadata = consumer.fetch_metadata(Some(topic), PATIENCE).expect("metadata");
-        let partitions: Vec<i32> =
-            metadata.topics()[0].partitions().iter().map(rdkafka::metadata::MetadataPartition::id).collect();
+        let metadata = consumer
+            .fetch_metadata(Some(topic), PATIENCE)
+            .expect("metadata");
+        let partitions: Vec<i32> = metadata.topics()[0]
+            .partitions()
+            .iter()
+            .map(rdkafka::metadata::MetadataPartition::id)
+            .collect();
         let mut list = TopicPartitionList::new();
         let mut open: BTreeMap<i32, ()> = BTreeMap::new();
         for partition in partitions {
-            let (start, _) = consumer.fetch_watermarks(topic, partition, PATIENCE).expect("watermarks");
-            list.add_partition_offset(topic, partition, Offset::Offset(start)).expect("an offset");
+            let (start, _) = consumer
+                .fetch_watermarks(topic, partition, PATIENCE)
+                .expect("watermarks");
+            list.add_partition_offset(topic, partition, Offset::Offset(start))
+                .expect("an offset");
             open.insert(partition, ());
         }
         consumer.assign(&list).expect("assign");
         let mut log = Log::new();
         let due = Instant::now() + 3 * PATIENCE;
         while !open.is_empty() {
-            assert!(Instant::now() < due, "dump of {topic} never reached the end of {open:?}");
+            assert!(
+                Instant::now() < due,
+                "dump of {topic} never reached the end of {open:?}"
+            );
             match consumer.poll(Duration::from_millis(200)) {
                 None => {}
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
@@ -185,7 +233,9 @@ fn read(message: &BorrowedMessage<'_>) -> Record {
         let ts = sys::rd_kafka_message_timestamp(raw, &raw mut kind);
         let (timestamp, timestamp_type) = match kind {
             sys::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_CREATE_TIME => (Some(ts), "create"),
-            sys::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_LOG_APPEND_TIME => (Some(ts), "logappend"),
+            sys::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_LOG_APPEND_TIME => {
+                (Some(ts), "logappend")
+            }
             sys::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE => (None, "none"),
         };
         let bytes = |pointer: *const u8, len: usize| {
@@ -198,10 +248,18 @@ fn read(message: &BorrowedMessage<'_>) -> Record {
         {
             let (mut name, mut value, mut size) = (std::ptr::null(), std::ptr::null(), 0);
             let mut i = 0;
-            while sys::rd_kafka_header_get_all(list, i, &raw mut name, &raw mut value, &raw mut size)
-                == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR
+            while sys::rd_kafka_header_get_all(
+                list,
+                i,
+                &raw mut name,
+                &raw mut value,
+                &raw mut size,
+            ) == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR
             {
-                headers.push((CStr::from_ptr(name).to_bytes().to_vec(), bytes(value.cast(), size)));
+                headers.push((
+                    CStr::from_ptr(name).to_bytes().to_vec(),
+                    bytes(value.cast(), size),
+                ));
                 i += 1;
             }
         }
@@ -290,14 +348,22 @@ impl Feed {
                 len(value.len()),
             );
             let vars = [
-                var(sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_RKT, |v| v.u.rkt = handle),
-                var(sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_PARTITION, |v| v.u.i32_ = partition),
-                var(sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_HEADERS, |v| v.u.headers = headers),
+                var(sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_RKT, |v| {
+                    v.u.rkt = handle
+                }),
+                var(sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_PARTITION, |v| {
+                    v.u.i32_ = partition
+                }),
+                var(sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_HEADERS, |v| {
+                    v.u.headers = headers
+                }),
                 var(sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_VALUE, |v| {
                     v.u.mem.ptr = value.as_ptr().cast_mut().cast();
                     v.u.mem.size = value.len();
                 }),
-                var(sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_MSGFLAGS, |v| v.u.i = 2),
+                var(sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_MSGFLAGS, |v| {
+                    v.u.i = 2
+                }),
             ];
             let error = sys::rd_kafka_produceva(rk, vars.as_ptr(), vars.len());
             assert!(error.is_null(), "cannot produce a raw header");
@@ -313,7 +379,9 @@ impl Feed {
 
     /// For a producer with a `transactional.id`: call once.
     pub fn init_transactions(&self) {
-        self.producer.init_transactions(PATIENCE).expect("init transactions");
+        self.producer
+            .init_transactions(PATIENCE)
+            .expect("init transactions");
     }
 
     /// Begins a transaction.
@@ -337,7 +405,8 @@ impl Feed {
         for n in numbers {
             let key = format!("user-{}", n % 97);
             let value = format!(r#"{{"n":{n},"user_id":"{key}","event_type":"view"}}"#);
-            let partition = i32::try_from(n % u64::from(partitions.unsigned_abs())).expect("a partition");
+            let partition =
+                i32::try_from(n % u64::from(partitions.unsigned_abs())).expect("a partition");
             self.send(
                 topic,
                 &Message {
@@ -353,7 +422,10 @@ impl Feed {
 }
 
 /// One argument of `rd_kafka_produceva`.
-fn var(kind: sys::rd_kafka_vtype_t, set: impl FnOnce(&mut sys::rd_kafka_vu_t)) -> sys::rd_kafka_vu_t {
+fn var(
+    kind: sys::rd_kafka_vtype_t,
+    set: impl FnOnce(&mut sys::rd_kafka_vu_t),
+) -> sys::rd_kafka_vu_t {
     // SAFETY: the struct is plain data; all zeroes is a valid value of it.
     let mut v: sys::rd_kafka_vu_t = unsafe { std::mem::zeroed() };
     v.vtype = kind;

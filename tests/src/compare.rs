@@ -33,7 +33,11 @@ pub fn count(log: &Log) -> usize {
 #[track_caller]
 pub fn assert_same(expected: &Log, found: &Log, what: &str) {
     let mut differences = Vec::new();
-    for partition in expected.keys().chain(found.keys()).collect::<std::collections::BTreeSet<_>>() {
+    for partition in expected
+        .keys()
+        .chain(found.keys())
+        .collect::<std::collections::BTreeSet<_>>()
+    {
         let none = Vec::new();
         let want = expected.get(partition).unwrap_or(&none);
         let have = found.get(partition).unwrap_or(&none);
@@ -48,14 +52,24 @@ pub fn assert_same(expected: &Log, found: &Log, what: &str) {
             ));
         }
     }
-    assert!(differences.is_empty(), "{what}: the logs differ\n{}", differences.join("\n"));
+    assert!(
+        differences.is_empty(),
+        "{what}: the logs differ\n{}",
+        differences.join("\n")
+    );
 }
 
 fn brief(record: Option<&Record>) -> String {
-    let Some(r) = record else { return "nothing".to_owned() };
+    let Some(r) = record else {
+        return "nothing".to_owned();
+    };
     let bytes = |b: Option<&Vec<u8>>| {
         b.map_or("null".to_owned(), |b| {
-            format!("{} bytes {:?}", b.len(), String::from_utf8_lossy(&b[..b.len().min(40)]))
+            format!(
+                "{} bytes {:?}",
+                b.len(),
+                String::from_utf8_lossy(&b[..b.len().min(40)])
+            )
         })
     };
     format!(

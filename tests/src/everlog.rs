@@ -10,12 +10,18 @@ use base64::Engine as _;
 use serde_json::Value;
 
 use crate::compare::{Log, Record};
-use crate::services::{RestCatalog, S3};
+use crate::services::{self, RestCatalog, S3};
 
-/// The binary that the same build made, beside the test's own.
+/// The binary that the same build made: `EVERLOG_BIN`, else the one beside the test's own.
 pub fn binary() -> PathBuf {
+    if let Some(path) = services::environment("EVERLOG_BIN") {
+        return path.into();
+    }
     let test = std::env::current_exe().expect("this test's path");
-    let folder = test.parent().and_then(Path::parent).expect("target/<profile>/deps");
+    let folder = test
+        .parent()
+        .and_then(Path::parent)
+        .expect("target/<profile>/deps");
     let path = folder.join("everlog");
     assert!(
         path.is_file(),
@@ -63,7 +69,8 @@ impl Setup {
     #[must_use]
     pub fn archive(mut self, line: &str) -> Self {
         let key = line.split('=').next().unwrap_or(line).trim().to_owned();
-        self.archive.retain(|l| l.split('=').next().map(str::trim) != Some(&key));
+        self.archive
+            .retain(|l| l.split('=').next().map(str::trim) != Some(&key));
         self.archive.push(line.to_owned());
         self
     }
@@ -72,7 +79,10 @@ impl Setup {
 impl Everlog {
     /// With a local warehouse and an SQLite catalog.
     pub fn local(setup: &Setup) -> Self {
-        let dir = tempfile::Builder::new().prefix("everlog-lake").tempdir().expect("temp dir");
+        let dir = tempfile::Builder::new()
+            .prefix("everlog-lake")
+            .tempdir()
+            .expect("temp dir");
         let at = dir.path().display();
         let catalog = [
             ("type", "sql".to_owned()),
@@ -86,7 +96,10 @@ impl Everlog {
 
     /// With a REST catalog and S3.
     pub fn rest(setup: &Setup, catalog: &RestCatalog, s3: &S3) -> Self {
-        let dir = tempfile::Builder::new().prefix("everlog-lake").tempdir().expect("temp dir");
+        let dir = tempfile::Builder::new()
+            .prefix("everlog-lake")
+            .tempdir()
+            .expect("temp dir");
         let mut properties: BTreeMap<String, String> = s3.properties().into_iter().collect();
         for (key, value) in [
             ("type", "rest"),
@@ -99,7 +112,11 @@ impl Everlog {
         Self::with_catalog(dir, setup, properties)
     }
 
-    fn with_catalog(dir: tempfile::TempDir, setup: &Setup, catalog: BTreeMap<String, String>) -> Self {
+    fn with_catalog(
+        dir: tempfile::TempDir,
+        setup: &Setup,
+        catalog: BTreeMap<String, String>,
+    ) -> Self {
         let mut text = format!("[kafka]\n\"bootstrap.servers\" = {:?}\n", setup.bootstrap);
         for line in &setup.kafka {
             let _ = writeln!(text, "{line}");
@@ -114,13 +131,20 @@ impl Everlog {
         }
         let config = dir.path().join("everlog.toml");
         std::fs::write(&config, text).expect("write the configuration");
-        Self { dir, config, catalog }
+        Self {
+            dir,
+            config,
+            catalog,
+        }
     }
 
     /// A second installation on the same tables with other settings.
     #[must_use]
     pub fn beside(&self, setup: &Setup) -> Self {
-        let dir = tempfile::Builder::new().prefix("everlog-lake").tempdir().expect("temp dir");
+        let dir = tempfile::Builder::new()
+            .prefix("everlog-lake")
+            .tempdir()
+            .expect("temp dir");
         Self::with_catalog(dir, setup, self.catalog.clone())
     }
 
@@ -170,7 +194,11 @@ impl Everlog {
     pub fn start(&self, args: &[&str], failpoints: &str) -> Running {
         let name = format!("{}.log", args.join("-").replace('/', "_"));
         let path = self.dir().join(name);
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(&path).expect("log file");
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .expect("log file");
         let mut command = self.command(args);
         if !failpoints.is_empty() {
             command.env("FAILPOINTS", failpoints);
@@ -207,10 +235,17 @@ fn parse_line(line: &str) -> Option<Record> {
     let json: Value = serde_json::from_str(line).ok()?;
     let bytes = |v: &Value| match v {
         Value::Null => Some(None),
-        Value::String(s) => base64::engine::general_purpose::STANDARD.decode(s).ok().map(Some),
+        Value::String(s) => base64::engine::general_purpose::STANDARD
+            .decode(s)
+            .ok()
+            .map(Some),
         _ => None,
     };
-    let flat = json.get("headers").and_then(Value::as_array).cloned().unwrap_or_default();
+    let flat = json
+        .get("headers")
+        .and_then(Value::as_array)
+        .cloned()
+        .unwrap_or_default();
     let mut headers = Vec::new();
     for pair in flat.chunks(2) {
         let key = match pair.first()? {
@@ -270,7 +305,11 @@ impl Running {
             if let Some(status) = self.child.try_wait().expect("wait for everlog") {
                 return status.code();
             }
-            assert!(Instant::now() < due, "everlog did not end within {patience:?}\n{}", self.log());
+            assert!(
+                Instant::now() < due,
+                "everlog did not end within {patience:?}\n{}",
+                self.log()
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -298,7 +337,10 @@ impl Drop for Running {
 pub fn eventually(what: &str, patience: Duration, mut condition: impl FnMut() -> bool) {
     let due = Instant::now() + patience;
     while !condition() {
-        assert!(Instant::now() < due, "{what} did not come true within {patience:?}");
+        assert!(
+            Instant::now() < due,
+            "{what} did not come true within {patience:?}"
+        );
         std::thread::sleep(Duration::from_millis(50));
     }
 }

@@ -4,12 +4,16 @@
 //! - [`services`]: Kafka, S3 and the Iceberg REST catalog, started by `tests/services/*.sh`, stopped when dropped.
 //! - [`broker`]: topics, producers, and an independent dump of a broker's log (plain polling, nothing of everlog's own
 //!   ingest).
+//! - [`engines`]: the tables as pyiceberg and DuckDB see them.
 //! - [`everlog`]: the binary, its configuration and its output.
 //! - [`compare`]: records against records, and the first difference in words.
 //!
 //! A service that cannot be started fails the test: nothing is skipped.
 
+#![allow(clippy::panic, reason = "a harness fails its test by panicking")]
+
 pub mod broker;
 pub mod compare;
+pub mod engines;
 pub mod everlog;
 pub mod services;

@@ -5,9 +5,20 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 
+/// A variable that `make test` sets.
+#[allow(
+    clippy::disallowed_methods,
+    reason = "how the test runner tells where things are"
+)]
+pub fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|v| !v.is_empty())
+}
+
 /// Where the service scripts are.
 pub fn script(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("services").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("services")
+        .join(name)
 }
 
 /// Runs a service script; its standard output, trimmed. A failure ends the test with everything the script said.
@@ -63,7 +74,10 @@ impl Kafka {
 
     /// One broker with extra server properties, or `--nodes N`.
     pub fn start_with(args: &[&str]) -> Self {
-        let dir = tempfile::Builder::new().prefix("everlog-kafka").tempdir().expect("temp dir");
+        let dir = tempfile::Builder::new()
+            .prefix("everlog-kafka")
+            .tempdir()
+            .expect("temp dir");
         let nodes: u16 = args
             .iter()
             .position(|a| *a == "--nodes")
@@ -116,10 +130,24 @@ pub const S3_SECRET_KEY: &str = "testsecret";
 impl S3 {
     /// Starts it.
     pub fn start() -> Self {
-        let dir = tempfile::Builder::new().prefix("everlog-s3").tempdir().expect("temp dir");
+        let dir = tempfile::Builder::new()
+            .prefix("everlog-s3")
+            .tempdir()
+            .expect("temp dir");
         let port = free_ports(1);
-        run("s3.sh", &["start", &dir.path().display().to_string(), &port.to_string(), "warehouse"]);
-        Self { dir, endpoint: format!("http://127.0.0.1:{port}") }
+        run(
+            "s3.sh",
+            &[
+                "start",
+                &dir.path().display().to_string(),
+                &port.to_string(),
+                "warehouse",
+            ],
+        );
+        Self {
+            dir,
+            endpoint: format!("http://127.0.0.1:{port}"),
+        }
     }
 
     /// Runs `s3.sh VERB DIR`: `pause`, `resume`, `kill`.
@@ -162,7 +190,10 @@ pub struct RestCatalog {
 impl RestCatalog {
     /// Starts it with its warehouse on `s3`.
     pub fn start(s3: &S3) -> Self {
-        let dir = tempfile::Builder::new().prefix("everlog-catalog").tempdir().expect("temp dir");
+        let dir = tempfile::Builder::new()
+            .prefix("everlog-catalog")
+            .tempdir()
+            .expect("temp dir");
         let port = free_ports(2).to_string();
         let path = dir.path().display().to_string();
         let warehouse = "s3://warehouse/lake".to_owned();
@@ -175,17 +206,27 @@ impl RestCatalog {
         let mut args = vec!["start", &path, &port, &warehouse];
         args.extend(properties.iter().map(String::as_str));
         let uri = run("catalog.sh", &args);
-        Self { dir, uri, warehouse }
+        Self {
+            dir,
+            uri,
+            warehouse,
+        }
     }
 
     /// Makes requests fail: see `catalog.sh fault`.
     pub fn fault(&self, query: &str) {
-        run("catalog.sh", &["fault", &self.dir.path().display().to_string(), query]);
+        run(
+            "catalog.sh",
+            &["fault", &self.dir.path().display().to_string(), query],
+        );
     }
 }
 
 impl Drop for RestCatalog {
     fn drop(&mut self) {
-        let _ = try_run("catalog.sh", &["stop", &self.dir.path().display().to_string()]);
+        let _ = try_run(
+            "catalog.sh",
+            &["stop", &self.dir.path().display().to_string()],
+        );
     }
 }

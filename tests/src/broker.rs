@@ -5,7 +5,7 @@
     reason = "the safe API panics on header keys that are not UTF-8, so the dump reads raw messages"
 )]
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::ffi::CStr;
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ use rdkafka_sys as sys;
 use crate::compare::{Log, Record};
 
 /// How long any single request or wait may last.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A handle on a cluster.
 #[derive(Debug, Clone)]
@@ -189,14 +189,14 @@ impl Broker {
             .map(rdkafka::metadata::MetadataPartition::id)
             .collect();
         let mut list = TopicPartitionList::new();
-        let mut open: BTreeMap<i32, ()> = BTreeMap::new();
+        let mut open = BTreeSet::new();
         for partition in partitions {
             let (start, _) = consumer
                 .fetch_watermarks(topic, partition, PATIENCE)
                 .expect("watermarks");
             list.add_partition_offset(topic, partition, Offset::Offset(start))
                 .expect("an offset");
-            open.insert(partition, ());
+            open.insert(partition);
         }
         consumer.assign(&list).expect("assign");
         let mut log = Log::new();
@@ -214,7 +214,7 @@ impl Broker {
                 Some(Err(error)) => panic!("dump of {topic}: {error}"),
                 Some(Ok(message)) => {
                     let record = read(&message);
-                    if open.contains_key(&record.partition) {
+                    if open.contains(&record.partition) {
                         log.entry(record.partition).or_default().push(record);
                     }
                 }

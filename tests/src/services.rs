@@ -99,13 +99,6 @@ impl Kafka {
     pub fn node(&self, verb: &str, node: u16) {
         run("kafka.sh", &[verb, &self.path(), &node.to_string()]);
     }
-
-    /// Runs one of Kafka's own tools.
-    pub fn tool(&self, args: &[&str]) -> String {
-        let mut all = vec!["tool"];
-        all.extend_from_slice(args);
-        run("kafka.sh", &all)
-    }
 }
 
 impl Drop for Kafka {

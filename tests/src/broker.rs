@@ -349,20 +349,20 @@ impl Feed {
             );
             let vars = [
                 var(sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_RKT, |v| {
-                    v.u.rkt = handle
+                    v.u.rkt = handle;
                 }),
                 var(sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_PARTITION, |v| {
-                    v.u.i32_ = partition
+                    v.u.i32_ = partition;
                 }),
                 var(sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_HEADERS, |v| {
-                    v.u.headers = headers
+                    v.u.headers = headers;
                 }),
                 var(sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_VALUE, |v| {
                     v.u.mem.ptr = value.as_ptr().cast_mut().cast();
                     v.u.mem.size = value.len();
                 }),
                 var(sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_MSGFLAGS, |v| {
-                    v.u.i = 2
+                    v.u.i = 2;
                 }),
             ];
             let error = sys::rd_kafka_produceva(rk, vars.as_ptr(), vars.len());

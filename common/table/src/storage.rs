@@ -43,6 +43,7 @@ use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
 
 pub use credentials::CredentialSource;
 pub use error::{StorageError, StorageErrorKind};
+pub(crate) use settings::parse_duration;
 pub use upload::Upload;
 
 use clients::ClientKey;
@@ -308,3 +309,6 @@ fn exactly(uri: &str, range: Range<u64>, bytes: Bytes) -> Result<Bytes, StorageE
         got: bytes.len() as u64,
     })
 }
+
+#[cfg(test)]
+mod tests;

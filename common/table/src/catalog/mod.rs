@@ -19,6 +19,14 @@
 //! * No object is ever deleted here; what a failed attempt wrote is left to orphan removal.
 //! * Every wait has a bound of our own.
 
+#[cfg(any(test, feature = "test-util"))]
+pub mod conformance;
+pub mod memory;
+mod metadata;
+mod properties;
+pub mod rest;
+pub mod sql;
+
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -87,8 +95,9 @@ pub enum CreateReply {
 pub enum CommitReply {
     /// The updates are in the table; this is the table right after them.
     Committed(LoadedTable),
-    /// Somebody else changed the table first, or a requirement does not hold. Definitely not applied: reload and
-    /// derive the commit anew.
+    /// Somebody else changed the table first, or a requirement does not hold. This request was definitely not applied:
+    /// reload and derive the commit anew. Look for the commit's own mark there first: a proxy that repeats requests can
+    /// turn a success into a conflict with oneself (P5).
     Conflict,
     /// Definitely not applied, for another reason. The error's kind says whether trying again can help.
     Refused(CatalogError),
@@ -252,6 +261,27 @@ impl CatalogError {
             Self::Storage { source, .. } => source.kind().into(),
             Self::OutcomeUnknown { .. } => CatalogErrorKind::Unknown,
         }
+    }
+}
+
+/// Opens the catalog that a `[catalog]` section describes.
+///
+/// The keys are Iceberg's own: `type` (`sql` or `rest`), `uri`, `warehouse`, `name`, and everything the chosen catalog
+/// and the object store understand. See [`sql::SqlCatalog`], [`rest::RestCatalog`] and [`Storage`].
+pub async fn connect(
+    properties: &BTreeMap<String, String>,
+) -> Result<Arc<dyn Catalog>, CatalogError> {
+    match properties.get("type").map(String::as_str) {
+        Some("sql") => Ok(Arc::new(sql::SqlCatalog::connect(properties).await?)),
+        Some("rest") => Ok(Arc::new(rest::RestCatalog::connect(properties).await?)),
+        Some(other) => Err(CatalogError::Property {
+            key: "type".into(),
+            message: format!("`{other}` is not supported, give `sql` or `rest`"),
+        }),
+        None => Err(CatalogError::Property {
+            key: "type".into(),
+            message: "missing, give `sql` or `rest`".into(),
+        }),
     }
 }
 

@@ -30,6 +30,7 @@ pub trait CredentialSource: Send + Sync + Debug {
 pub(super) struct Refreshing<C, F> {
     source: Arc<dyn CredentialSource>,
     extract: F,
+    refresh_after: Duration,
     current: Mutex<Option<(Arc<C>, Instant)>>,
 }
 
@@ -48,6 +49,7 @@ impl<C, F> Refreshing<C, F> {
         Self {
             source,
             extract,
+            refresh_after: REFRESH_AFTER,
             current: Mutex::new(current),
         }
     }
@@ -64,7 +66,7 @@ where
     async fn get_credential(&self) -> object_store::Result<Arc<C>> {
         let mut current = self.current.lock().await;
         if let Some((credential, since)) = &*current
-            && since.elapsed() < REFRESH_AFTER
+            && since.elapsed() < self.refresh_after
         {
             return Ok(Arc::clone(credential));
         }
@@ -130,20 +132,26 @@ mod tests {
         Ok(properties.get("key").cloned())
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn credentials_are_renewed_by_age_and_kept_when_renewal_fails() {
         let source = Arc::new(Counting::default());
-        let vended = Refreshing::new(Some("0".to_owned()), Arc::clone(&source) as _, key);
-        assert_eq!(*vended.get_credential().await.expect("initial"), "0");
-        tokio::time::advance(REFRESH_AFTER).await;
-        assert_eq!(*vended.get_credential().await.expect("renewed"), "1");
-        assert_eq!(*vended.get_credential().await.expect("cached"), "1");
+        let start = || Refreshing::new(Some("0".to_owned()), Arc::clone(&source) as _, key);
+        let young = start();
+        assert_eq!(*young.get_credential().await.expect("initial"), "0");
+        let old = Refreshing {
+            refresh_after: Duration::ZERO,
+            ..start()
+        };
+        assert_eq!(*old.get_credential().await.expect("renewed"), "1");
+        assert_eq!(*old.get_credential().await.expect("renewed"), "2");
         source.failing.store(true, Ordering::SeqCst);
-        tokio::time::advance(REFRESH_AFTER).await;
-        assert_eq!(*vended.get_credential().await.expect("old"), "1");
-        let none = Refreshing::<String, _>::new(None, source, key);
+        assert_eq!(*old.get_credential().await.expect("kept"), "2");
+        let none = Refreshing::<String, _>::new(None, Arc::clone(&source) as _, key);
         none.get_credential()
             .await
             .expect_err("nothing to fall back on");
+        source.failing.store(false, Ordering::SeqCst);
+        assert_eq!(*none.get_credential().await.expect("fetched"), "3");
+        assert_eq!(*none.get_credential().await.expect("kept while young"), "3");
     }
 }

@@ -1,0 +1,348 @@
+use std::collections::BTreeSet;
+
+use futures::TryStreamExt;
+use object_store::memory::InMemory;
+use object_store::{
+    CopyOptions, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta,
+    PutMultipartOptions, PutOptions, PutResult, path::Path,
+};
+
+use super::*;
+
+const MIB: usize = 1024 * 1024;
+
+fn local() -> Storage {
+    Storage::from_properties(&BTreeMap::new()).expect("storage")
+}
+
+async fn uris(storage: &Storage, prefix: &str) -> BTreeSet<String> {
+    let listed = storage
+        .list(prefix)
+        .expect("list")
+        .map_ok(|object| object.uri);
+    listed.try_collect().await.expect("list")
+}
+
+#[tokio::test]
+async fn names_with_spaces_percent_signs_and_unicode_come_back_as_written() {
+    let folder = tempfile::tempdir().expect("folder");
+    let root = folder.path().to_str().expect("utf-8");
+    for base in [
+        root.to_owned(),
+        format!("file://{root}"),
+        format!("file:{root}"),
+    ] {
+        let storage = local();
+        let names = [
+            "plain",
+            "a b",
+            "50%",
+            "x%20y",
+            "ä/日本",
+            "q?x=1&y",
+            "hash#tag",
+            "plus+~^`{}[]|",
+        ];
+        let written: BTreeSet<String> = names
+            .iter()
+            .map(|name| format!("{base}/t {}/{name}/f.json", base.len()))
+            .collect();
+        for uri in &written {
+            storage.put(uri, Bytes::from(uri.clone())).await.expect(uri);
+        }
+        for uri in &written {
+            assert_eq!(storage.get(uri).await.expect(uri), uri.as_bytes());
+            assert_eq!(storage.size(uri).await.expect(uri), uri.len() as u64);
+        }
+        assert_eq!(
+            uris(&storage, &format!("{base}/t {}", base.len())).await,
+            written
+        );
+    }
+    let literal = folder
+        .path()
+        .join(format!("t {}", root.len()))
+        .join("x%20y/f.json");
+    assert!(
+        literal.is_file(),
+        "nothing is decoded on the way to the disk"
+    );
+}
+
+#[tokio::test]
+async fn what_is_missing_is_not_found_and_can_be_deleted() {
+    let folder = tempfile::tempdir().expect("folder");
+    let uri = format!("{}/no/such/file", folder.path().display());
+    let storage = local();
+    let error = storage.get(&uri).await.expect_err("missing");
+    assert_eq!(error.kind(), StorageErrorKind::NotFound, "{error}");
+    assert!(!storage.exists(&uri).await.expect("exists"));
+    storage.delete(&uri).await.expect("delete");
+    assert!(uris(&storage, &uri).await.is_empty());
+    let error = storage.get("file:///").await.expect_err("no object");
+    assert_eq!(error.kind(), StorageErrorKind::Invalid, "{error}");
+}
+
+#[tokio::test]
+async fn ranges_come_back_in_the_order_asked_and_empty_ones_empty() {
+    let storage = Storage::from_store(Arc::new(InMemory::new()));
+    storage
+        .put("memory://b/f", "0123456789".into())
+        .await
+        .expect("put");
+    let got = storage
+        .get_ranges("memory://b/f", &[7..10, 3..3, 0..2])
+        .await
+        .expect("ranges");
+    assert_eq!(got, ["789", "", "01"].map(Bytes::from));
+    assert!(
+        storage
+            .get_range("memory://b/f", 4..4)
+            .await
+            .expect("empty")
+            .is_empty()
+    );
+}
+
+#[tokio::test]
+async fn p13_a_range_answered_short_is_an_error() {
+    let inner = InMemory::new();
+    let storage = Storage::from_store(Arc::new(Truncating(inner)));
+    storage
+        .put("memory://b/f", "0123456789".into())
+        .await
+        .expect("put");
+    let short = storage
+        .get_range("memory://b/f", 2..8)
+        .await
+        .expect_err("short");
+    assert_eq!(short.kind(), StorageErrorKind::Corrupt);
+    assert!(
+        short
+            .to_string()
+            .contains("got 5 bytes from position 2 where 6"),
+        "{short}"
+    );
+    storage
+        .get_ranges("memory://b/f", &[0..4, 5..10])
+        .await
+        .expect_err("short");
+    storage.get("memory://b/f").await.expect_err("short");
+    // beyond the end is short, too
+    let honest = Storage::from_store(Arc::new(InMemory::new()));
+    honest
+        .put("memory://b/f", "0123456789".into())
+        .await
+        .expect("put");
+    honest
+        .get_range("memory://b/f", 8..12)
+        .await
+        .expect_err("beyond the end");
+}
+
+#[tokio::test]
+async fn an_upload_of_any_size_is_whole_and_invisible_until_finished() {
+    let folder = tempfile::tempdir().expect("folder");
+    let places = [
+        (local(), format!("file://{}", folder.path().display())),
+        (
+            Storage::from_store(Arc::new(InMemory::new())),
+            "memory://b".to_owned(),
+        ),
+    ];
+    for (storage, base) in places {
+        for (name, sizes) in [
+            ("empty", vec![]),
+            ("small", vec![3, 5]),
+            ("one part", vec![8 * MIB]),
+            ("many", vec![1, 20 * MIB + 7, 3, 8 * MIB]),
+        ] {
+            let uri = format!("{base}/{name}");
+            let mut upload = storage.writer(&uri).expect("writer");
+            let mut expected = Vec::new();
+            for (fill, size) in sizes.into_iter().enumerate() {
+                let piece = Bytes::from(vec![u8::try_from(fill).unwrap_or(0); size]);
+                expected.extend_from_slice(&piece);
+                upload.write(piece).await.expect("write");
+            }
+            assert!(!storage.exists(&uri).await.expect("exists"), "{uri}");
+            assert_eq!(
+                upload.finish().await.expect("finish"),
+                expected.len() as u64
+            );
+            assert!(storage.get(&uri).await.expect("get") == expected, "{uri}");
+        }
+        let uri = format!("{base}/given up");
+        let mut upload = storage.writer(&uri).expect("writer");
+        upload.write(vec![1; 9 * MIB].into()).await.expect("write");
+        upload.abort().await.expect("abort");
+        assert!(!storage.exists(&uri).await.expect("exists"), "{uri}");
+    }
+}
+
+#[tokio::test]
+async fn iceberg_reads_and_writes_through_the_same_storage() {
+    let storage = Storage::from_store(Arc::new(InMemory::new()));
+    let io = storage.file_io();
+    let output = io.new_output("memory://b/m.avro").expect("output");
+    let mut writer = output.writer().await.expect("writer");
+    writer.write("abc".into()).await.expect("write");
+    writer.write("def".into()).await.expect("write");
+    writer.close().await.expect("close");
+    writer.close().await.expect_err("closed already");
+    assert_eq!(
+        storage.get("memory://b/m.avro").await.expect("get"),
+        "abcdef"
+    );
+    let input = io.new_input("memory://b/m.avro").expect("input");
+    assert_eq!(input.metadata().await.expect("metadata").size, 6);
+    let reader = input.reader().await.expect("reader");
+    assert_eq!(reader.read(1..4).await.expect("read"), "bcd");
+    io.delete("memory://b/m.avro").await.expect("delete");
+    assert!(!io.exists("memory://b/m.avro").await.expect("exists"));
+}
+
+#[test]
+fn clients_of_every_store_are_made_from_icebergs_property_names() {
+    let properties = |pairs: &[(&str, &str)]| {
+        let pairs = pairs
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        Storage::from_properties(&pairs.collect()).expect("storage")
+    };
+    let s3 = properties(&[
+        ("s3.endpoint", "http://127.0.0.1:9000"),
+        ("s3.access-key-id", "k"),
+        ("s3.secret-access-key", "s"),
+        ("s3.region", "eu-west-1"),
+    ]);
+    s3.writer("s3://bucket/key").expect("s3");
+    s3.writer("s3a://other/key").expect("s3a");
+    properties(&[("gcs.oauth2.token", "t")])
+        .writer("gs://bucket/key")
+        .expect("gs");
+    let sas = [("adls.sas-token.acc", "?sv=1&sig=a%2Bb")];
+    properties(&sas)
+        .writer("abfss://c@acc.dfs.core.windows.net/key")
+        .expect("abfss");
+    let key = [
+        ("adls.account-name", "acc"),
+        ("adls.account-key", "aGVsbG8="),
+    ];
+    properties(&key)
+        .writer("abfss://c/key")
+        .expect("abfss by account name");
+}
+
+#[test]
+fn wrong_properties_are_refused_by_name() {
+    let cases: [(&[(&str, &str)], &str); 5] = [
+        (&[("s3.access-key-id", "k")], "s3.secret-access-key"),
+        (&[("s3.endpoint", "127.0.0.1:9000")], "s3.endpoint"),
+        (&[("s3.path-style-access", "yes")], "s3.path-style-access"),
+        (
+            &[("s3.remote-signing-enabled", "true")],
+            "s3.remote-signing-enabled",
+        ),
+        (&[("s3.sse.type", "kms")], "s3.sse.key"),
+    ];
+    for (pairs, name) in cases {
+        let pairs = pairs
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        let storage = Storage::from_properties(&pairs.collect()).expect("storage");
+        let error = storage.writer("s3://bucket/key").expect_err(name);
+        assert!(error.to_string().contains(name), "{error}");
+        assert_eq!(error.kind(), StorageErrorKind::Invalid);
+    }
+}
+
+#[test]
+fn secrets_are_not_printed() {
+    let pairs = [
+        ("s3.access-key-id", "AKIA"),
+        ("s3.secret-access-key", "s3cret"),
+    ];
+    let pairs = pairs
+        .iter()
+        .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+    let storage = Storage::from_properties(&pairs.collect()).expect("storage");
+    let printed = format!("{storage:?}");
+    assert!(
+        printed.contains("s3.secret-access-key") && !printed.contains("s3cret"),
+        "{printed}"
+    );
+}
+
+/// Answers every read one byte short.
+#[derive(Debug)]
+struct Truncating(InMemory);
+
+impl std::fmt::Display for Truncating {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Truncating")
+    }
+}
+
+#[async_trait::async_trait]
+impl ObjectStore for Truncating {
+    async fn put_opts(
+        &self,
+        location: &Path,
+        payload: PutPayload,
+        opts: PutOptions,
+    ) -> object_store::Result<PutResult> {
+        self.0.put_opts(location, payload, opts).await
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        location: &Path,
+        opts: PutMultipartOptions,
+    ) -> object_store::Result<Box<dyn MultipartUpload>> {
+        self.0.put_multipart_opts(location, opts).await
+    }
+
+    async fn get_opts(
+        &self,
+        location: &Path,
+        options: GetOptions,
+    ) -> object_store::Result<GetResult> {
+        let got = self.0.get_opts(location, options).await?;
+        let (meta, range, attributes) =
+            (got.meta.clone(), got.range.clone(), got.attributes.clone());
+        let bytes = got.bytes().await?;
+        let short = bytes.slice(..bytes.len() - 1);
+        let stream = futures::stream::once(async move { Ok(short) }).boxed();
+        Ok(GetResult {
+            payload: GetResultPayload::Stream(stream),
+            meta,
+            range,
+            attributes,
+        })
+    }
+
+    fn delete_stream(
+        &self,
+        locations: BoxStream<'static, object_store::Result<Path>>,
+    ) -> BoxStream<'static, object_store::Result<Path>> {
+        self.0.delete_stream(locations)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
+        self.0.list(prefix)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> object_store::Result<ListResult> {
+        self.0.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(
+        &self,
+        from: &Path,
+        to: &Path,
+        options: CopyOptions,
+    ) -> object_store::Result<()> {
+        self.0.copy_opts(from, to, options).await
+    }
+}

@@ -1,2 +1,178 @@
-//! everlog
-fn main(){}
+//! everlog: Kafka and Iceberg as one log.
+//!
+//! One file per command, each a list of the calls that wire settings to components. What they share:
+//!
+//! - [`settings`]: the configuration, all problems at once
+//! - [`failure`]: exit status and the one line on standard error
+//! - [`telemetry`], [`signals`]: logs, and an orderly end
+//!
+//! Standard output is for data, standard error for everything said about it.
+
+#![allow(
+    clippy::print_stderr,
+    reason = "the one line about a failure goes to standard error"
+)]
+
+mod config;
+mod failure;
+mod settings;
+mod signals;
+mod telemetry;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{Parser, Subcommand};
+
+use failure::{Failure, Status};
+use telemetry::LogFormat;
+
+/// Kafka and Iceberg as one log: archive every record exactly once, replay it, go on live
+#[derive(Debug, Parser)]
+#[command(name = "everlog", bin_name = "everlog", version, max_term_width = 100, after_long_help = AFTER_HELP)]
+struct Cli {
+    /// The configuration; without it everlog.toml in the working directory, and the environment
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// How log lines look; they go to standard error
+    #[arg(long, global = true, value_enum, default_value = "text")]
+    log_format: LogFormat,
+
+    /// error, warn, info, debug, trace, or a filter like everlog_archiver=debug; wins over RUST_LOG
+    #[arg(long, global = true, value_name = "LEVEL")]
+    log_level: Option<String>,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Exit status:
+  0  done
+  1  failed
+  2  bad usage or configuration
+  3  a gap: Kafka deleted records before they were archived
+  4  corrupt data
+  5  another writer: fenced, or a foreign change to the table
+
+Every value of the configuration can be set as EVERLOG_<SECTION>__<KEY>, for instance
+EVERLOG_KAFKA__BOOTSTRAP_SERVERS=broker:9092.
+
+Examples:
+  everlog config print --default > everlog.toml    a file to begin with
+  everlog config check                             is it right?
+";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Config(config::ConfigArgs),
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    let format = cli.log_format;
+    match run(cli) {
+        Ok(()) | Err(Failure::BrokenPipe) => ExitCode::SUCCESS,
+        Err(Failure::Reported { status, message }) => {
+            report(format, status, &message);
+            ExitCode::from(status.code())
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<(), Failure> {
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "the environment is read here and judged in settings"
+    )]
+    let document = || settings::read(cli.config.as_deref(), std::env::vars_os());
+    match &cli.command {
+        Command::Config(args) => config::run(args, document),
+    }
+}
+
+/// The one line about a failure; as JSON where the log is.
+fn report(format: LogFormat, status: Status, message: &str) {
+    telemetry::bars().clear().ok();
+    match format {
+        LogFormat::Text => telemetry::notice(&format!("error: {message}")),
+        LogFormat::Json => telemetry::notice(
+            &serde_json::json!({
+                "level": "ERROR",
+                "message": message,
+                "exit_status": status.code(),
+            })
+            .to_string(),
+        ),
+    }
+}
+
+/// What clap found: help and version are no errors, the rest is one line.
+fn usage(error: &clap::Error) -> ExitCode {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            // Nobody to read the help is no failure.
+            error.print().ok();
+            return ExitCode::SUCCESS;
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            telemetry::notice("error: no command was given; `everlog --help` lists them");
+            return ExitCode::from(Status::Usage.code());
+        }
+        _ => {}
+    }
+    telemetry::notice(&format!(
+        "error: {}",
+        usage_line(&error.render().to_string())
+    ));
+    ExitCode::from(Status::Usage.code())
+}
+
+/// Clap's several lines as one: what is wrong, its tip, and where to read on.
+fn usage_line(rendered: &str) -> String {
+    let mut parts: Vec<&str> = Vec::new();
+    let mut command = "everlog".to_owned();
+    for line in rendered.lines().map(str::trim) {
+        if let Some(usage) = line.strip_prefix("Usage: ") {
+            let words: Vec<&str> = usage
+                .split_whitespace()
+                .take_while(|w| !w.starts_with(['-', '<', '[']))
+                .filter(|w| w.bytes().all(|b| b.is_ascii_lowercase()))
+                .collect();
+            if !words.is_empty() {
+                command = words.join(" ");
+            }
+        } else if !line.is_empty() && !line.starts_with("For more information") {
+            parts.push(line.strip_prefix("error: ").unwrap_or(line));
+        }
+    }
+    let what = parts.join("; ").replace(":; ", ": ");
+    format!("{what}; see `{command} --help`")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_usage_error_is_one_line() {
+        let error = Cli::try_parse_from(["everlog", "config", "print", "--defalt"]).unwrap_err();
+        let line = usage_line(&error.render().to_string());
+        assert_eq!(
+            line,
+            "unexpected argument '--defalt' found; tip: a similar argument exists: '--default'; see `everlog config print --help`"
+        );
+    }
+}

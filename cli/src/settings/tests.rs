@@ -1,0 +1,214 @@
+use super::*;
+
+fn document(file: &str, variables: &[(&str, &str)]) -> Document {
+    let mut raw = Raw::default();
+    let mut problems = Vec::new();
+    raw.read_file(file, &mut problems);
+    raw.read_environment(
+        variables
+            .iter()
+            .map(|(k, v)| (OsString::from(k), OsString::from(v))),
+        &mut problems,
+    );
+    Document {
+        raw,
+        place: "everlog.toml".to_owned(),
+        problems,
+    }
+}
+
+fn problems(file: &str, variables: &[(&str, &str)], needs: Needs) -> Vec<String> {
+    document(file, variables)
+        .settings(needs)
+        .err()
+        .map(|e| e.problems().collect())
+        .unwrap_or_default()
+}
+
+const SMALL: &str = r#"
+[kafka]
+"bootstrap.servers" = "127.0.0.1:9092"
+[catalog]
+type = "sql"
+uri = "sqlite://lake/catalog.db"
+warehouse = "file:///var/lib/everlog"
+[archive]
+topics = ["clickstream.raw", "^orders\\..*"]
+"#;
+
+#[test]
+fn a_small_file_gets_every_default() {
+    let settings = document(SMALL, &[]).settings(Needs::ALL).unwrap();
+    assert_eq!(settings.catalog.namespace, "everlog");
+    assert_eq!(settings.catalog.properties.get("name"), Some("everlog"));
+    assert_eq!(settings.archive.commit_interval, Duration::from_secs(10));
+    assert_eq!(settings.archive.isolation, Isolation::ReadCommitted);
+    assert_eq!(settings.archive.on_gap, OnGap::Stop);
+    assert_eq!(settings.archive.group, None);
+    assert_eq!(settings.archive.memory, 512 << 20);
+    assert_eq!(
+        settings.archive.http,
+        Some(SocketAddr::from(([127, 0, 0, 1], 9464)))
+    );
+    assert!(settings.archive.maintenance && settings.archive.delete_files);
+    assert_eq!(settings.replay.memory, 256 << 20);
+    assert!(settings.replay.threads >= 1);
+}
+
+#[test]
+fn the_environment_wins_over_the_file() {
+    let settings = document(
+        SMALL,
+        &[
+            ("EVERLOG_ARCHIVE__COMMIT_INTERVAL", "1s"),
+            ("EVERLOG_ARCHIVE__MAINTENANCE", "false"),
+            ("EVERLOG_ARCHIVE__SNAPSHOTS_MIN", "3"),
+            ("EVERLOG_ARCHIVE__HTTP", ""),
+            ("EVERLOG_KAFKA__BOOTSTRAP_SERVERS", "broker:9092"),
+            ("EVERLOG_CATALOG__S3_PATH_STYLE_ACCESS", "true"),
+        ],
+    )
+    .settings(Needs::ALL)
+    .unwrap();
+    assert_eq!(settings.archive.commit_interval, Duration::from_secs(1));
+    assert!(!settings.archive.maintenance);
+    assert_eq!(settings.archive.snapshots_min, 3);
+    assert_eq!(settings.archive.http, None);
+    assert_eq!(settings.kafka.get("bootstrap.servers"), Some("broker:9092"));
+    assert_eq!(
+        settings.catalog.properties.get("s3.path-style-access"),
+        Some("true")
+    );
+}
+
+#[test]
+fn all_problems_are_reported_at_once_by_key_and_line() {
+    let found = problems(
+        r#"
+[kafka]
+"bootstrap.server" = "x"
+"sasl.mechanism" = "NO"
+"socket.timeout.ms" = "soon"
+[catalog]
+type = "sqll"
+namespace = "a..b"
+[archive]
+topics = ["ok", "no way", "^(", "orders.*"]
+commit_interval = 10
+isolation = "read-committed"
+on_gap = true
+memory = "12"
+http = "9464"
+snapshots_min = 50
+snapshots_max = 10
+snapshot_age = "1s"
+[replay]
+threads = -1
+"#,
+        &[("EVERLOG_REPLAY__MEMORY", "1KiB")],
+        Needs::ALL,
+    );
+    for expected in [
+        "kafka.bootstrap.servers: is missing, add it like: \"bootstrap.servers\" = \"127.0.0.1:9092\"",
+        "kafka.bootstrap.server (line 3): is no property of librdkafka; did you mean bootstrap.servers?",
+        "kafka.socket.timeout.ms (line 5): librdkafka refuses it: ",
+        "catalog.type (line 7): must be \"sql\" or \"rest\", not \"sqll\" (did you mean \"sql\"?)",
+        "catalog.uri: is missing",
+        "catalog.namespace (line 8): \"a..b\" has an empty level",
+        "archive.topics (line 10): \"no way\" is not a topic name",
+        "archive.topics (line 10): \"^(\" is not a regular expression: ",
+        "archive.topics (line 10): \"orders.*\" is not a topic name (1 to 249 characters of [A-Za-z0-9._-]); a regular expression begins with ^",
+        "archive.commit_interval (line 11): must be text with a unit, like \"10s\", not the number 10",
+        "archive.isolation (line 12): must be \"read_committed\" or \"read_uncommitted\", not \"read-committed\" (did you mean \"read_committed\"?)",
+        "archive.on_gap (line 13): must be text in quotes, not true",
+        "archive.memory (line 14): \"12\" is not a size",
+        "archive.http (line 15): \"9464\" is not IP:PORT",
+        "archive.snapshots_min (line 16): is 50, more than snapshots_max, 10",
+        "archive.snapshot_age (line 18): is 1s, must be from 1m to 3650d",
+        "replay.memory (EVERLOG_REPLAY__MEMORY): is 1KiB, must be from 16MiB to 1024GiB",
+        "replay.threads (line 20): must be a whole number, not negative, not the number -1",
+    ] {
+        assert!(
+            found.iter().any(|p| p.starts_with(expected)),
+            "{expected}\nin {found:#?}"
+        );
+    }
+}
+
+#[test]
+fn a_command_asks_only_for_what_it_needs() {
+    let only_catalog = "[catalog]\ntype = \"rest\"\nuri = \"http://127.0.0.1:8181\"";
+    assert_eq!(
+        problems(only_catalog, &[], Needs::default()),
+        Vec::<String>::new()
+    );
+    assert_eq!(problems(only_catalog, &[], Needs::ALL).len(), 2);
+}
+
+#[test]
+fn secrets_are_in_no_debug_output_and_not_in_what_is_printed() {
+    let file = format!(
+        "{SMALL}\n[replay]\n[catalog.s3]\nsecret-access-key = \"hunter2\"\naccess-key-id = \"me\""
+    )
+    .replace("sqlite://lake/catalog.db", "postgres://ann:hunter2@db/lake");
+    let document = document(
+        &file,
+        &[
+            ("EVERLOG_KAFKA__SASL_PASSWORD", "hunter2"),
+            ("EVERLOG_CATALOG__TOKEN", "hunter2"),
+        ],
+    );
+    let settings = document.settings(Needs::ALL).unwrap();
+    assert_eq!(settings.kafka.get("sasl.password"), Some("hunter2"));
+    assert!(!format!("{settings:?}").contains("hunter2"));
+    let shown = effective(document.raw());
+    assert!(!shown.contains("hunter2"), "{shown}");
+    assert!(shown.contains("\"sasl.password\" = \"<redacted>\"  # EVERLOG_KAFKA__SASL_PASSWORD"));
+    assert!(shown.contains("\"s3.access-key-id\" = \"me\""), "{shown}");
+    assert!(
+        summary(&settings)["catalog"].contains("postgres://ann:<redacted>@db/lake"),
+        "{settings:?}"
+    );
+}
+
+#[test]
+fn what_is_printed_can_be_read_back() {
+    let first = document(SMALL, &[("EVERLOG_ARCHIVE__TOPICS", "a,b")]);
+    let text = effective(first.raw());
+    let again = document(&text, &[]);
+    assert_eq!(
+        format!("{:?}", again.settings(Needs::ALL).unwrap()),
+        format!("{:?}", first.settings(Needs::ALL).unwrap()),
+        "{text}"
+    );
+}
+
+#[test]
+fn the_default_file_is_right_as_it_stands_and_with_every_comment_taken_away() {
+    let text = default_file();
+    document(&text, &[]).settings(Needs::ALL).unwrap();
+    let all: String = text
+        .lines()
+        .map(|line| match line.strip_prefix("# ") {
+            Some(rest) if rest.contains(" = ") && !rest.ends_with('.') => rest,
+            _ => line,
+        })
+        .fold(String::new(), |text, line| text + line + "\n");
+    let settings = document(&all, &[]).settings(Needs::ALL).unwrap();
+    assert_eq!(settings.archive.group.as_deref(), Some("everlog-archive"));
+    assert_eq!(settings.replay.threads, 2);
+}
+
+#[test]
+fn the_page_of_the_configuration_is_up_to_date() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/configuration.md");
+    let due = reference();
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, &due).unwrap();
+    }
+    let held = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        held == due,
+        "docs/configuration.md is not what the code says: run UPDATE_GOLDEN=1 cargo test -p everlog-cli page_of_the_configuration, and read the difference"
+    );
+}

@@ -1,0 +1,96 @@
+//! Logs: text or JSON, on standard error only, and without tearing a progress bar apart.
+
+use std::io::{self, IsTerminal, Write};
+use std::sync::OnceLock;
+
+use clap::ValueEnum;
+use indicatif::{MultiProgress, ProgressDrawTarget};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+use crate::failure::Failure;
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Progress bars are drawn through this, so that log lines can be put above them.
+static BARS: OnceLock<MultiProgress> = OnceLock::new();
+
+/// The one place to which progress bars are added. Hidden unless standard error is a terminal.
+pub(crate) fn bars() -> &'static MultiProgress {
+    BARS.get_or_init(|| {
+        let target = if io::stderr().is_terminal() {
+            ProgressDrawTarget::stderr()
+        } else {
+            ProgressDrawTarget::hidden()
+        };
+        MultiProgress::with_draw_target(target)
+    })
+}
+
+/// Writes one line to standard error, above the progress bar if there is one. Nobody to read it is no failure.
+pub(crate) fn notice(line: &str) {
+    bars().suspend(|| {
+        let mut stderr = io::stderr().lock();
+        let _gone = writeln!(stderr, "{line}");
+    });
+}
+
+struct AboveBars;
+
+impl Write for AboveBars {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        bars().suspend(|| io::stderr().write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
+
+impl MakeWriter<'_> for AboveBars {
+    type Writer = Self;
+
+    fn make_writer(&self) -> Self {
+        Self
+    }
+}
+
+/// Begins logging. `level` wins over `RUST_LOG`, which wins over `default`.
+pub(crate) fn start(format: LogFormat, level: Option<&str>, default: &str) -> Result<(), Failure> {
+    let filter = match level {
+        Some(level) => EnvFilter::try_new(level).map_err(|error| {
+            Failure::usage(format!(
+                "--log-level {level}: {error}; write error, warn, info, debug or trace, or a filter like everlog_archiver=debug"
+            ))
+        })?,
+        None => EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default)),
+    };
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(AboveBars);
+    let started = match format {
+        LogFormat::Text => builder
+            .with_ansi(io::stderr().is_terminal() && !no_color())
+            .with_target(false)
+            .try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    };
+    started.map_err(|error| {
+        Failure::new(
+            crate::failure::Status::Failed,
+            format!("cannot begin logging: {error}"),
+        )
+    })
+}
+
+/// <https://no-color.org>
+fn no_color() -> bool {
+    std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty())
+}

@@ -227,7 +227,8 @@ Variables without `__` after their first word are not read as configuration; nei
 const KAFKA_NOTES: &str = "
 Set by everlog itself and refused here: `auto.offset.reset`, `enable.auto.commit`, `enable.auto.offset.store`,
 `enable.partition.eof`, `enable.idempotence`, `transactional.id`, and `group.id` and `isolation.level`, which are `group` and
-`isolation` in `[archive]`. A cluster with TLS and SASL needs, for instance:
+`isolation` in `[archive]`. One property is everlog's own: `everlog.request.timeout.ms` (default 10000) bounds each request
+to the cluster. A cluster with TLS and SASL needs, for instance:
 
 ```toml
 [kafka]
@@ -243,7 +244,8 @@ const CATALOG_NOTES: &str = "
 Names without a dot are checked; besides the ones above these are known: `prefix`, `token`, `credential`, `scope`, `audience`,
 `resource`, `oauth2-server-uri`. Object stores take Iceberg's names: `s3.endpoint`, `s3.region`, `s3.access-key-id`,
 `s3.secret-access-key`, `s3.session-token`, `s3.path-style-access`, `gcs.…`, `adls.…`. Credentials that a REST catalog vends win
-over these.
+over these. Waiting is bounded by `everlog.catalog.request-timeout`, `everlog.storage.connect-timeout`,
+`everlog.storage.request-timeout`, `everlog.storage.retry-timeout` (durations) and `everlog.storage.max-retries`.
 ";
 
 /// The configuration in force as TOML: each value with its place, secrets replaced.

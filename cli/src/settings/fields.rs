@@ -283,6 +283,16 @@ pub(crate) const FIELDS: &[Field] = &[
     },
     Field {
         section: Section::Archive,
+        key: "partition_by",
+        kind: Kind::Text,
+        absent: Absent::Default("day(archived_at)"),
+        example: "",
+        what: "How new tables are partitioned: `none`, or terms with commas between: `year`, `month`, `day` or `hour` of `archived_at`; `identity`, `bucket(N, …)` or `truncate(N, …)` of `generation` or `partition`. Tables that exist keep theirs.",
+        too_small: "",
+        too_large: "More terms make more and smaller files.",
+    },
+    Field {
+        section: Section::Archive,
         key: "http",
         kind: Kind::TextOrEmpty,
         absent: Absent::Default("127.0.0.1:9464"),
@@ -344,7 +354,7 @@ pub(crate) const FIELDS: &[Field] = &[
             min: 2,
             max: 100_000,
         },
-        absent: Absent::Default("1000"),
+        absent: Absent::Default("500"),
         example: "",
         what: "More than so many snapshots are not kept, even young ones: this keeps commits fast. Tag the ones to keep.",
         too_small: "Time travel reaches less far back than `snapshot_age` says.",
@@ -410,6 +420,9 @@ pub(crate) const KAFKA_RESERVED: &[(&str, &str)] = &[
     ),
 ];
 
+/// The one property in `[kafka]` that is everlog's own.
+pub(crate) const KAFKA_OWN: &str = "everlog.request.timeout.ms";
+
 /// Properties of librdkafka that users set, to suggest the right one for a wrong one.
 pub(crate) const KAFKA_COMMON: &[&str] = &[
     "bootstrap.servers",
@@ -421,6 +434,7 @@ pub(crate) const KAFKA_COMMON: &[&str] = &[
     "client.rack",
     "connections.max.idle.ms",
     "debug",
+    KAFKA_OWN,
     "fetch.error.backoff.ms",
     "fetch.max.bytes",
     "fetch.message.max.bytes",
@@ -492,12 +506,11 @@ pub(crate) const CATALOG_COMMON: &[&str] = &[
     "everlog.storage.request-timeout",
     "everlog.storage.retry-timeout",
     "gcs.credentials-json",
-    "gcs.endpoint",
     "gcs.no-auth",
     "gcs.oauth2.token",
     "gcs.project-id",
+    "gcs.service-account-path",
     "gcs.service.host",
-    "gcs.service.path",
     "gcs.user-project",
     "name",
     "namespace",
@@ -506,11 +519,11 @@ pub(crate) const CATALOG_COMMON: &[&str] = &[
     "resource",
     "s3.access-key-id",
     "s3.allow-anonymous",
-    "s3.disable-config-load",
-    "s3.disable-ec2-metadata",
+    "s3.anonymous",
     "s3.endpoint",
     "s3.path-style-access",
     "s3.region",
+    "s3.remote-signing-enabled",
     "s3.role-arn",
     "s3.secret-access-key",
     "s3.session-token",
@@ -535,6 +548,14 @@ pub(crate) fn did_you_mean<'a>(
         .filter(|(distance, c)| *distance <= (c.len() / 4).max(2))
         .min_by_key(|(distance, c)| (*distance, *c))
         .map(|(_, c)| c)
+}
+
+/// A known name that differs by one slip of the fingers.
+pub(crate) fn near_miss<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
+    known
+        .iter()
+        .find(|k| strsim::osa_distance(name, k) == 1)
+        .copied()
 }
 
 #[cfg(test)]

@@ -22,10 +22,11 @@ use std::time::Duration;
 
 use everlog_common::TopicName;
 use everlog_kafka::Isolation;
+use everlog_table::schema::PartitionBy;
 use rdkafka::ClientConfig;
 
 pub(crate) use docs::{default_file, effective, reference};
-use fields::{Absent, Field, KAFKA_COMMON, Kind, Section, did_you_mean, find};
+use fields::{Absent, Field, KAFKA_COMMON, KAFKA_OWN, Kind, Section, did_you_mean, find};
 use source::{Located, Origin, Problem, Raw, Written, article, one_line};
 pub(crate) use value::Properties;
 use value::{format_bytes, format_duration, parse_bytes, parse_duration};
@@ -87,6 +88,8 @@ pub(crate) struct ArchiveSettings {
     pub(crate) memory: u64,
     /// Between looks for new topics.
     pub(crate) discovery_interval: Duration,
+    /// How new tables are partitioned.
+    pub(crate) partition_by: PartitionBy,
     /// Where health and metrics are served.
     pub(crate) http: Option<SocketAddr>,
     /// Whether it maintains its tables.
@@ -264,6 +267,7 @@ impl Check<'_> {
         let group = self.text(Archive, "group", false);
         let archive_memory = self.bytes(Archive, "memory");
         let discovery_interval = self.duration(Archive, "discovery_interval");
+        let partition_by = self.partition_by();
         let http = self.http();
         let maintenance = self.switch(Archive, "maintenance");
         let delete_files = self.switch(Archive, "delete_files");
@@ -306,6 +310,7 @@ impl Check<'_> {
                 group,
                 memory: archive_memory?,
                 discovery_interval: discovery_interval?,
+                partition_by: partition_by?,
                 http: http?,
                 maintenance: maintenance?,
                 delete_files: delete_files?,
@@ -328,6 +333,13 @@ impl Check<'_> {
             properties.insert("bootstrap.servers", servers);
         }
         for (key, value) in properties.reveal() {
+            if key == KAFKA_OWN {
+                if !matches!(value.parse::<u64>(), Ok(100..=600_000)) {
+                    let message = "must be a number of milliseconds from 100 to 600000".to_owned();
+                    self.problem(section, key, message);
+                }
+                continue;
+            }
             let Err(error) = ClientConfig::new().set(key, value).create_native_config() else {
                 continue;
             };
@@ -419,6 +431,18 @@ impl Check<'_> {
             }
         }
         topics
+    }
+
+    fn partition_by(&mut self) -> Option<PartitionBy> {
+        let text = self.text(Section::Archive, "partition_by", false)?;
+        match text.parse() {
+            Ok(partition_by) => Some(partition_by),
+            Err(error) => {
+                let error: everlog_table::schema::SchemaError = error;
+                self.problem(Section::Archive, "partition_by", error.to_string());
+                None
+            }
+        }
     }
 
     fn http(&mut self) -> Option<Option<SocketAddr>> {

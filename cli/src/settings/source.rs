@@ -14,6 +14,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::fields::{
     CATALOG_COMMON, FIELDS, KAFKA_COMMON, KAFKA_RESERVED, Kind, Section, did_you_mean, find,
+    near_miss,
 };
 
 /// Variables that begin so are configuration.
@@ -361,7 +362,11 @@ fn judge_key(section: Section, key: &str, origin: &Origin) -> Option<Problem> {
             // librdkafka itself is asked when the values are judged.
             true
         }
-        Section::Catalog => key.contains('.') || CATALOG_COMMON.contains(&key),
+        // A property of a catalog or store that we have never heard of may be right, a near miss of a known one is not.
+        Section::Catalog => {
+            CATALOG_COMMON.contains(&key)
+                || (key.contains('.') && near_miss(key, CATALOG_COMMON).is_none())
+        }
         Section::Archive | Section::Replay => false,
     };
     if allowed {
@@ -515,7 +520,7 @@ mod tests {
     #[test]
     fn unknown_keys_are_found_all_at_once_with_what_was_meant() {
         let (_, p) = from(
-            "[archve]\n[archive]\ntopic = []\nthreads = 2\nwhatever = 1\n[catalog]\nwarehose = \"x\"\n[kafka]\n\"group.id\" = \"g\"",
+            "[archve]\n[archive]\ntopic = []\nthreads = 2\nwhatever = 1\n[catalog]\nwarehose = \"x\"\ns3.endpiont = 1\n[kafka]\n\"group.id\" = \"g\"",
             &[
                 ("EVERLOG_ARCHIVE__ON_GAPS", "stop"),
                 ("EVERLOG_ARCHVE__ON_GAP", "stop"),
@@ -527,7 +532,8 @@ mod tests {
             "archive.threads (line 4): is unknown; it belongs in [replay]",
             "archive.whatever (line 5): is unknown; `everlog config print --default`",
             "catalog.warehose (line 7): is unknown; did you mean warehouse?",
-            "kafka.group.id (line 9): is set by everlog, remove it: set `group` in [archive]",
+            "catalog.s3.endpiont (line 8): is unknown; did you mean s3.endpoint?",
+            "kafka.group.id (line 10): is set by everlog, remove it: set `group` in [archive]",
             "archive.on_gaps (EVERLOG_ARCHIVE__ON_GAPS): is unknown; did you mean on_gap?",
             "EVERLOG_ARCHVE__ON_GAP: there is no section ARCHVE; did you mean EVERLOG_ARCHIVE__ON_GAP?",
         ] {
@@ -536,7 +542,7 @@ mod tests {
                 "{expected} in {p:#?}"
             );
         }
-        assert_eq!(p.len(), 8, "{p:#?}");
+        assert_eq!(p.len(), 9, "{p:#?}");
     }
 
     #[test]

@@ -1,0 +1,595 @@
+//! What the loop does with what its tasks bring back.
+
+use std::time::Duration;
+
+use everlog_common::{
+    Gap, Identity, LogBounds, Offset, OffsetRange, Partition, Segment, TopicName, TopicPartition,
+};
+use everlog_kafka::{LogError, StartAt};
+
+use super::commit::{End, Landed, Report};
+use super::jobs::{Discovered, Done, Observed};
+use super::prepare::{Failure as PrepareFailure, Prepared};
+use super::topic::{Part, PartState};
+use super::{FENCES_MAX, MISSING, Pipeline};
+use crate::accumulator::Buffer;
+use crate::error::{Failure, FailureKind, one_line};
+use crate::headroom::{HeadroomFacts, headroom, start_speed};
+use crate::metrics::{PartitionLabels, ReasonLabels};
+use crate::recovery::{Decision, TopicRefusal};
+
+/// How often a topic may answer with an earlier incarnation's id before that is believed.
+const STALE_MAX: u32 = 8;
+
+impl Pipeline {
+    pub(super) async fn on_done(&mut self, done: Done) {
+        match done {
+            Done::Prepared {
+                topic,
+                asked,
+                result,
+            } => self.on_prepared(&topic, asked, result).await,
+            Done::Committed {
+                topic,
+                asked,
+                report,
+            } => {
+                fail::fail_point!("archiver::after_commit");
+                self.on_committed(&topic, asked, *report).await;
+            }
+            Done::Discovered(result) => self.on_discovered(result).await,
+            Done::Targets(result) => self.on_targets(result),
+            Done::Observed(result) => self.on_observed(result),
+            Done::Maintained => {
+                let interval = self.settings.maintenance.as_ref().map(|m| m.interval);
+                self.looks.maintenance = interval.map(|i| self.now() + i);
+            }
+        }
+    }
+
+    // ---- recovery
+
+    async fn on_prepared(
+        &mut self,
+        name: &TopicName,
+        asked: u64,
+        result: Result<Box<Prepared>, PrepareFailure>,
+    ) {
+        if self.answered(name, asked).is_none() {
+            return;
+        }
+        match result {
+            Ok(prepared) => self.on_facts(name, *prepared).await,
+            Err(failure) => self.on_prepare_failure(name, failure).await,
+        }
+        self.check_ready();
+    }
+
+    async fn on_prepare_failure(&mut self, name: &TopicName, failure: PrepareFailure) {
+        let now = self.now();
+        let why = one_line(&failure);
+        let tries = self.topics.get(name).map_or(0, |t| t.backoff.failures());
+        let stop = match &failure {
+            PrepareFailure::Log(LogError::Denied { .. }) => {
+                (tries >= STALE_MAX).then_some(FailureKind::Denied)
+            }
+            PrepareFailure::Log(LogError::Invalid { .. }) => Some(FailureKind::Configuration),
+            PrepareFailure::Refused(TopicRefusal::EndedGeneration { .. }) => {
+                (tries >= STALE_MAX).then_some(FailureKind::Other)
+            }
+            PrepareFailure::Refused(_) => Some(FailureKind::Configuration),
+            PrepareFailure::Archive(error) => FailureKind::of_archive(error),
+            PrepareFailure::Log(_) | PrepareFailure::Gone | PrepareFailure::Unsettled => None,
+        };
+        if let Some(kind) = stop {
+            self.fail_topic(name, kind, why).await;
+            return;
+        }
+        let kind = match &failure {
+            PrepareFailure::Archive(_) => "archive",
+            _ => "log",
+        };
+        self.status.hold(name, kind, &why);
+        if let Some(topic) = self.topics.get_mut(name) {
+            topic.retry_at = now + topic.backoff.next(self.components.ids.as_ref());
+        }
+        tracing::warn!(topic = %name, reason = %why, "not recovered yet, trying again");
+    }
+
+    async fn on_facts(&mut self, name: &TopicName, prepared: Prepared) {
+        self.status.release(name);
+        let is_other = self.topics.get(name).is_some_and(|t| {
+            t.identity
+                .as_ref()
+                .is_some_and(|known| !known.agrees(&prepared.identity))
+        });
+        if is_other {
+            self.topic_is_another(name, "seen while recovering").await;
+            // the facts are of the new topic: they hold for every partition that was asked for
+        }
+        let Some(topic) = self.topics.get_mut(name) else {
+            return;
+        };
+        topic.backoff.reset();
+        if prepared.era.is_new && !prepared.era.closing.is_empty() {
+            tracing::warn!(
+                topic = %name, generation = prepared.era.generation.0, identity = %prepared.identity,
+                "the topic was created anew: a new generation begins"
+            );
+        }
+        topic.identity = Some(prepared.identity);
+        topic.generation = prepared.era.generation;
+        topic.closing = prepared.era.closing;
+        topic.ledger = prepared.ledger;
+        topic.snapshot_time = prepared.snapshot_time;
+        topic.table = Some((prepared.archive, prepared.table));
+        let mut starts = Vec::new();
+        for (partition, (decision, bounds)) in prepared.decisions {
+            let tp = TopicPartition::new(name.clone(), partition);
+            if is_other && let (Some(caught_up), Some(bounds)) = (&mut self.caught_up, &bounds) {
+                caught_up.replace(name, partition, bounds);
+            }
+            self.on_decision(&tp, decision, bounds, &mut starts).await;
+        }
+        if !starts.is_empty() {
+            self.assign(&starts).await;
+        }
+    }
+
+    async fn on_decision(
+        &mut self,
+        tp: &TopicPartition,
+        decision: Decision,
+        bounds: Option<LogBounds>,
+        starts: &mut Vec<(TopicPartition, StartAt)>,
+    ) {
+        let now = self.now();
+        let Some(topic) = self.topics.get_mut(&tp.topic) else {
+            return;
+        };
+        let (generation, snapshot_time) = (topic.generation, topic.snapshot_time);
+        // taken away meanwhile, or decided otherwise
+        let Some(part) = topic.parts.get_mut(&tp.partition).filter(|p| p.is_wanted()) else {
+            return;
+        };
+        match decision {
+            Decision::Start(start) => {
+                if let (Some(at), Some(bounds)) = (snapshot_time, bounds)
+                    && start.base.is_some()
+                {
+                    part.ends.look(at, bounds.end);
+                }
+                let buffer = Buffer::new(&start);
+                let has_gap = buffer.has_gap();
+                part.state = PartState::Reading(buffer);
+                if has_gap {
+                    topic.grew(now, 0, 0);
+                }
+                let next = start.base.map_or(start.offset, |b| b.next);
+                self.status.moved(tp, generation, next);
+                tracing::info!(
+                    topic = %tp.topic, partition = tp.partition.get(), generation = generation.0,
+                    offset = start.offset.get(), is_new = start.base.is_none(), has_gap,
+                    "reading"
+                );
+                starts.push((
+                    tp.clone(),
+                    StartAt {
+                        offset: start.offset,
+                        leader_epoch: start.leader_epoch,
+                    },
+                ));
+            }
+            Decision::StopGap(missing) => {
+                let what = format!(
+                    "offsets {missing} were deleted by Kafka before they were archived ({} offsets); set \
+                     archive.on_gap = \"record\" to note the gap and go on",
+                    missing.len()
+                );
+                self.stop_partition(tp, FailureKind::Gap, what).await;
+            }
+            Decision::Truncated(truncation) => {
+                self.stop_partition(tp, FailureKind::Truncated, truncation.to_string())
+                    .await;
+            }
+            Decision::Unsettled | Decision::Absent => {
+                part.retry_at = now + part.faults.next(self.components.ids.as_ref());
+            }
+        }
+    }
+
+    /// Everything of a topic was read from another incarnation: nothing of it is kept.
+    async fn topic_is_another(&mut self, name: &TopicName, how: &'static str) {
+        let now = self.now();
+        let Some(topic) = self.topics.get_mut(name) else {
+            return;
+        };
+        tracing::warn!(topic = %name, rows_dropped = topic.pending_rows, how, "the topic is another one now");
+        let reading = topic.make_void(now);
+        topic.identity = None;
+        topic.retry_at = now;
+        let all: Vec<Partition> = topic.parts.keys().copied().collect();
+        for partition in all {
+            self.status
+                .forget(&TopicPartition::new(name.clone(), partition));
+        }
+        self.pause(name, &reading).await;
+    }
+
+    // ---- commits
+
+    async fn on_committed(&mut self, name: &TopicName, asked: u64, report: Report) {
+        let is_current = self.answered(name, asked).is_some();
+        if let Some(topic) = self.topics.get_mut(name) {
+            topic.flight_bytes = 0;
+        }
+        if let Some(landed) = report.landed {
+            self.on_landed(name, landed, is_current).await;
+        }
+        if !is_current {
+            return;
+        }
+        for (partition, truncation) in report.truncated {
+            let tp = TopicPartition::new(name.clone(), partition);
+            self.stop_partition(&tp, FailureKind::Truncated, truncation.to_string())
+                .await;
+        }
+        for (partition, why) in report.fenced {
+            self.on_fenced(name, partition, &why).await;
+        }
+        match report.end {
+            End::Done => {}
+            End::AnotherTopic => self.topic_is_another(name, "seen before a commit").await,
+            End::Gone => self.topic_is_another(name, "it is gone").await,
+            End::Failed(kind, why) => self.fail_topic(name, kind, why).await,
+        }
+    }
+
+    async fn on_landed(&mut self, name: &TopicName, landed: Landed, is_current: bool) {
+        let now = self.now();
+        let wall = self.components.clock.now();
+        self.summary.commits += 1;
+        self.summary.rows += landed.rows;
+        let Some(topic) = self.topics.get_mut(name) else {
+            return;
+        };
+        topic.ledger = landed.ledger;
+        topic.snapshot_time = Some(wall);
+        if !is_current {
+            return;
+        }
+        let generation = topic.generation;
+        let ledger = &topic.ledger;
+        topic
+            .closing
+            .retain(|c| !ledger.is_closed(c.generation, c.partition));
+        let mut moved: Vec<(Partition, Offset)> = Vec::new();
+        let mut void: Vec<Partition> = Vec::new();
+        for (partition, part) in &mut topic.parts {
+            let entry = topic.ledger.entry(generation, *partition).copied();
+            let is_ours = landed.partitions.contains(partition);
+            let Some(buffer) = part.buffer_mut() else {
+                continue;
+            };
+            let is_right = match entry {
+                Some(entry) if is_ours && buffer.is_in_flight() => {
+                    moved.push((*partition, entry.next));
+                    buffer.committed(entry)
+                }
+                // not part of it: whoever moved it on has fenced us already
+                _ => buffer.is_in_flight() || buffer.base() == entry,
+            };
+            if !is_right {
+                void.push(*partition);
+                continue;
+            }
+            if is_ours {
+                (part.fences, part.fenced_since) = (0, None);
+                let is_drained = matches!(&part.state, PartState::Draining(b) if b.is_settled());
+                if is_drained {
+                    part.state = PartState::Wanted;
+                } else if part.is_reading() {
+                    part.faults.reset();
+                }
+            }
+        }
+        topic.recount(now);
+        for (partition, next) in moved {
+            let tp = TopicPartition::new(name.clone(), partition);
+            self.status.moved(&tp, generation, next);
+            if !self.is_alone() {
+                self.mirror.insert(tp, next);
+            }
+        }
+        for (partition, gap) in landed.gaps {
+            self.on_gap(name, partition, gap);
+        }
+        if !void.is_empty() {
+            self.void(name, &void, Duration::ZERO).await;
+        }
+    }
+
+    fn on_gap(&mut self, name: &TopicName, partition: Partition, gap: Segment) {
+        let Segment::Gap {
+            start,
+            end,
+            reason,
+            at,
+        } = gap
+        else {
+            return;
+        };
+        let generation = self
+            .topics
+            .get(name)
+            .map(|t| t.generation)
+            .unwrap_or_default();
+        let missing = end.and_then(|end| OffsetRange::new(start, end).ok());
+        let tp = TopicPartition::new(name.clone(), partition);
+        self.status
+            .metrics()
+            .gap_offsets
+            .get_or_create(&ReasonLabels::new(&tp, &reason.to_string()))
+            .inc_by(missing.map_or(0, OffsetRange::len));
+        let gap = Gap {
+            generation,
+            partition,
+            start,
+            end,
+            reason,
+            at,
+        };
+        tracing::warn!(topic = %name, %gap, "gap recorded");
+        self.record_gap(gap);
+    }
+
+    async fn on_fenced(&mut self, name: &TopicName, partition: Partition, why: &str) {
+        let now = self.now();
+        let patience = self.settings.patience();
+        let Some(part) = self
+            .topics
+            .get_mut(name)
+            .and_then(|t| t.parts.get_mut(&partition))
+        else {
+            return;
+        };
+        part.fences += 1;
+        let since = *part.fenced_since.get_or_insert(now);
+        let fences = part.fences;
+        tracing::warn!(topic = %name, partition = partition.get(), fences, reason = why, "fenced");
+        if fences >= FENCES_MAX && now.saturating_sub(since) >= patience {
+            let tp = TopicPartition::new(name.clone(), partition);
+            let what = format!(
+                "another writer archives this partition: fenced {fences} times in {} s without a commit of our own \
+                 ({why}); run one archiver, or let all of them share a group (archive.group)",
+                now.saturating_sub(since).as_secs()
+            );
+            self.stop_partition(&tp, FailureKind::AnotherWriter, what)
+                .await;
+            return;
+        }
+        // somewhere else in time than the rival, or both go on in step
+        let wait =
+            Duration::from_millis(self.components.ids.below(200 * u64::from(fences.min(10))));
+        self.void(name, &[partition], wait).await;
+    }
+
+    // ---- looking around
+
+    async fn on_discovered(&mut self, result: Result<Discovered, LogError>) {
+        let now = self.now();
+        let found = match result {
+            Ok(found) => found,
+            Err(error) => {
+                let why = one_line(&error);
+                if !error.is_transient() && !self.looks.was_discovered {
+                    self.break_down(error);
+                    return;
+                }
+                self.status.trouble(&why);
+                tracing::warn!(reason = %why, "topics could not be listed, trying again");
+                let wait = self
+                    .looks
+                    .discovery_backoff
+                    .next(self.components.ids.as_ref());
+                self.looks.discovery = Some(now + wait);
+                return;
+            }
+        };
+        self.status.no_trouble();
+        self.looks.discovery_backoff.reset();
+        self.looks.discovery = Some(now + self.settings.discovery_interval);
+        let is_first = !std::mem::replace(&mut self.looks.was_discovered, true);
+        if is_first && self.caught_up.is_some() {
+            self.looks.targets = Some(now);
+        }
+        self.compare(&found, now).await;
+        for info in &found.topics {
+            if self.is_alone()
+                && self
+                    .topics
+                    .get(&info.name)
+                    .is_none_or(|t| t.failure.is_none())
+            {
+                for partition in &info.partitions {
+                    self.want(&TopicPartition::new(info.name.clone(), *partition), now);
+                }
+            }
+        }
+        if is_first && self.topics.is_empty() {
+            tracing::info!("no topic to archive yet");
+        }
+        self.check_ready();
+    }
+
+    /// Whether the topics that are being read are still the same ones.
+    async fn compare(&mut self, found: &Discovered, now: Duration) {
+        let names: Vec<TopicName> = self.topics.keys().cloned().collect();
+        for name in names {
+            let info = found.topics.iter().find(|info| info.name == name);
+            let Some(topic) = self.topics.get_mut(&name) else {
+                continue;
+            };
+            if topic.failure.is_some() {
+                continue;
+            }
+            let Some(info) = info else {
+                let since = *topic.missing_since.get_or_insert(now);
+                let is_over = now.saturating_sub(since) > MISSING;
+                if is_over && topic.job.is_none() && (self.is_alone() || self.caught_up.is_some()) {
+                    self.topic_is_gone(&name).await;
+                }
+                continue;
+            };
+            topic.missing_since = None;
+            let identity = Identity {
+                cluster_id: found.cluster_id.clone(),
+                topic_id: info.topic_id,
+            };
+            if topic
+                .identity
+                .as_ref()
+                .is_some_and(|known| !known.agrees(&identity))
+            {
+                self.topic_is_another(&name, "seen while looking around")
+                    .await;
+            }
+        }
+    }
+
+    async fn topic_is_gone(&mut self, name: &TopicName) {
+        let Some(topic) = self.topics.remove(name) else {
+            return;
+        };
+        tracing::warn!(topic = %name, rows_dropped = topic.pending_rows, "the topic does not exist any more");
+        self.status.forget_topic(name);
+        if let Some(caught_up) = &mut self.caught_up {
+            caught_up.forget(name);
+            self.gone.push(Failure {
+                topic: name.clone(),
+                partition: None,
+                kind: FailureKind::Other,
+                message: "the topic was deleted while it was being archived".to_owned(),
+            });
+        }
+        if self.is_alone() {
+            let all: Vec<Partition> = topic.parts.keys().copied().collect();
+            let names = super::topic::full_names(name, &all);
+            if let Err(error) = self.reader.unassign(&names).await {
+                self.on_reader_error(error);
+            }
+        }
+    }
+
+    fn check_ready(&mut self) {
+        if self.looks.was_discovered
+            && self
+                .topics
+                .values()
+                .all(|t| t.table.is_some() || t.failure.is_some())
+        {
+            self.status.set_ready();
+        }
+    }
+
+    fn on_targets(
+        &mut self,
+        result: Result<std::collections::BTreeMap<TopicPartition, LogBounds>, LogError>,
+    ) {
+        let now = self.now();
+        let bounds = match result {
+            Ok(bounds) => bounds,
+            Err(error) => {
+                self.status.trouble(&one_line(&error));
+                let wait = self
+                    .looks
+                    .discovery_backoff
+                    .next(self.components.ids.as_ref());
+                self.looks.targets = Some(now + wait);
+                return;
+            }
+        };
+        let is_found = |name: &TopicName| bounds.keys().any(|tp| tp.topic == *name);
+        for name in self.settings.named() {
+            if !is_found(&name) {
+                self.gone.push(Failure {
+                    topic: name,
+                    partition: None,
+                    kind: FailureKind::Other,
+                    message: "the topic does not exist".to_owned(),
+                });
+            }
+        }
+        // with a group, the table tells of what other members archive
+        for tp in bounds.keys() {
+            self.topics.entry(tp.topic.clone()).or_default();
+        }
+        if let Some(caught_up) = &mut self.caught_up {
+            caught_up.set(&bounds);
+        }
+    }
+
+    fn on_observed(&mut self, result: Result<Observed, LogError>) {
+        let now = self.now();
+        self.looks.observation = Some(now + self.settings.discovery_interval);
+        let observed = match result {
+            Ok(observed) => observed,
+            Err(error) => {
+                self.status.trouble(&one_line(&error));
+                tracing::warn!(reason = %one_line(&error), "the logs' bounds could not be read");
+                return;
+            }
+        };
+        for (name, config) in observed.configs {
+            self.looks.configs.insert(name, (now, Some(config)));
+        }
+        for (tp, bounds) in observed.bounds {
+            self.look_at(&tp, bounds, now);
+        }
+    }
+
+    /// Lag and headroom of one partition.
+    fn look_at(&mut self, tp: &TopicPartition, bounds: LogBounds, now: Duration) {
+        let wall = self.components.clock.now();
+        let config = self
+            .looks
+            .configs
+            .get(&tp.topic)
+            .and_then(|(_, c)| c.clone());
+        let Some(topic) = self.topics.get_mut(&tp.topic) else {
+            return;
+        };
+        let archived = topic.archived(tp.partition).unwrap_or(bounds.log_start);
+        let Some(part) = topic.parts.get_mut(&tp.partition) else {
+            return;
+        };
+        part.ends.look(wall, bounds.end);
+        part.look_at_start(now, bounds.log_start);
+        let age = part.ends.age(wall, archived);
+        let facts = HeadroomFacts {
+            config,
+            log_start: bounds.log_start,
+            next: archived,
+            oldest_unarchived: Some(age),
+            start_speed: part.start_speed(now, bounds.log_start),
+        };
+        self.status.looked(tp, bounds, archived);
+        let labels = PartitionLabels::from(tp);
+        let metrics = self.status.metrics();
+        metrics
+            .lag_seconds
+            .get_or_create(&labels)
+            .set(age.as_secs_f64());
+        metrics
+            .retention_headroom_seconds
+            .get_or_create(&labels)
+            .set(headroom(&facts).seconds());
+    }
+}
+
+impl Part {
+    /// How fast the log's start moves, since the older look.
+    fn start_speed(&self, now: Duration, log_start: Offset) -> Option<f64> {
+        start_speed(self.starts[0]?, (now, log_start))
+    }
+}

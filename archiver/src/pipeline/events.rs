@@ -1,0 +1,316 @@
+//! What the reader tells, and what the group asks.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use everlog_common::{Partition, TopicName, TopicPartition};
+use everlog_kafka::{Fetched, PartitionFault, ReaderEvent};
+
+use super::topic::{Part, PartState};
+use super::{ASSIGN, MIRROR, Pipeline, REVOKE, Revocation};
+use crate::error::{Failure, FailureKind, one_line};
+
+/// So many faults of one kind in a row are believed.
+const FAULTS_MAX: u32 = 5;
+
+impl Pipeline {
+    pub(super) async fn on_event(&mut self, event: ReaderEvent) {
+        match event {
+            ReaderEvent::Fetched(fetched) => self.on_fetched(fetched).await,
+            ReaderEvent::Assigned(partitions) => self.on_assigned(partitions).await,
+            ReaderEvent::Revoked { partitions, lost } => self.on_revoked(partitions, lost).await,
+            ReaderEvent::Fault { partition, fault } => self.on_fault(&partition, fault).await,
+        }
+    }
+
+    async fn on_fetched(&mut self, fetched: Fetched) {
+        let now = self.now();
+        let Some(topic) = self.topics.get_mut(&fetched.source.topic) else {
+            return;
+        };
+        // anything else was taken away, fenced or stopped meanwhile: it is not ours to keep
+        let Some(PartState::Reading(buffer)) = topic
+            .parts
+            .get_mut(&fetched.source.partition)
+            .map(|part| &mut part.state)
+        else {
+            return;
+        };
+        let position = buffer.position();
+        let rows = buffer.pending_rows();
+        match buffer.accept(fetched.range, fetched.columns) {
+            Ok(bytes) => {
+                if buffer.position() > position {
+                    let rows = buffer.pending_rows() - rows;
+                    topic.grew(now, bytes, rows);
+                }
+            }
+            Err(hole) => {
+                let fault = PartitionFault::Other(hole.to_string());
+                self.on_fault(&fetched.source, fault).await;
+            }
+        }
+    }
+
+    /// The reader gave up on a partition. What it brought before is right and is committed first: dropped, it could be
+    /// gone from the log by the time that it is read again.
+    pub(super) async fn on_fault(&mut self, tp: &TopicPartition, fault: PartitionFault) {
+        let now = self.now();
+        let ids = std::sync::Arc::clone(&self.components.ids);
+        self.status.count_error(Some(&tp.topic), "reader");
+        let Some(topic) = self.topics.get_mut(&tp.topic) else {
+            return;
+        };
+        let Some(part) = topic.parts.get_mut(&tp.partition) else {
+            return;
+        };
+        let wait = part.faults.next(ids.as_ref());
+        let failures = part.faults.failures();
+        tracing::warn!(topic = %tp.topic, partition = tp.partition.get(), %fault, tries = failures, "reading stopped");
+        let kind = match &fault {
+            PartitionFault::Corrupt(_) => Some(FailureKind::Corrupt),
+            PartitionFault::Denied(_) => Some(FailureKind::Denied),
+            PartitionFault::Truncated(_) => Some(FailureKind::Truncated),
+            PartitionFault::OutOfRange { .. }
+            | PartitionFault::Gone(_)
+            | PartitionFault::Other(_) => None,
+        };
+        if let Some(kind) = kind.filter(|_| failures >= FAULTS_MAX) {
+            self.stop_partition(tp, kind, fault.to_string()).await;
+            return;
+        }
+        part.retry_at = now + wait;
+        match std::mem::take(&mut part.state) {
+            PartState::Reading(buffer) | PartState::Draining(buffer) if !buffer.is_settled() => {
+                part.state = PartState::Draining(buffer);
+                topic.flush = true;
+            }
+            stopped @ PartState::Stopped(_) => part.state = stopped,
+            _ => {}
+        }
+        // a hole in what the reader says leaves it reading
+        self.pause(&tp.topic, &[tp.partition]).await;
+    }
+
+    /// Stops one partition for good; the others go on.
+    pub(super) async fn stop_partition(
+        &mut self,
+        tp: &TopicPartition,
+        kind: FailureKind,
+        message: String,
+    ) {
+        let now = self.now();
+        let failure = Failure {
+            topic: tp.topic.clone(),
+            partition: Some(tp.partition),
+            kind,
+            message,
+        };
+        tracing::error!(
+            topic = %tp.topic, partition = tp.partition.get(), kind = kind.as_str(), reason = %failure.message,
+            "partition stopped"
+        );
+        self.status.stopped(&failure);
+        let Some(topic) = self.topics.get_mut(&tp.topic) else {
+            return;
+        };
+        if let Some(part) = topic.parts.get_mut(&tp.partition) {
+            let was_reading = part.buffer().is_some();
+            part.state = PartState::Stopped(failure);
+            topic.recount(now);
+            if was_reading {
+                self.pause(&tp.topic, &[tp.partition]).await;
+            }
+        }
+    }
+
+    /// The group gives partitions: each is recovered from the ledger as it is now, then read.
+    async fn on_assigned(&mut self, partitions: Vec<TopicPartition>) {
+        let now = self.now();
+        tracing::info!(partitions = partitions.len(), "assigned by the group");
+        self.answer_due = Some(now + ASSIGN);
+        let is_empty = partitions.is_empty();
+        for tp in partitions {
+            self.want(&tp, now);
+        }
+        if is_empty {
+            self.assign(&[]).await;
+        }
+    }
+
+    /// A partition is ours from now on; it will be recovered.
+    pub(super) fn want(&mut self, tp: &TopicPartition, now: Duration) {
+        let interval = self.settings.commit_interval;
+        let jitter = self.jitter(interval);
+        let topic = self.topics.entry(tp.topic.clone()).or_insert_with(|| {
+            tracing::info!(topic = %tp.topic, "topic found");
+            super::Topic {
+                next_commit: now + jitter,
+                ..super::Topic::default()
+            }
+        });
+        topic
+            .parts
+            .entry(tp.partition)
+            .or_insert_with(|| Part::wanted(now));
+    }
+
+    /// Somewhere within one interval, so that many tables do not all commit at once.
+    fn jitter(&self, interval: Duration) -> Duration {
+        let ms = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
+        Duration::from_millis(ms / 10 + self.components.ids.below(ms - ms / 10))
+    }
+
+    /// The group takes partitions back. What was read of them is committed first, unless they belong to somebody else
+    /// already: then it is void, and reading it again is their business.
+    async fn on_revoked(&mut self, partitions: Vec<TopicPartition>, lost: bool) {
+        let now = self.now();
+        tracing::info!(
+            partitions = partitions.len(),
+            lost,
+            "taken back by the group"
+        );
+        let mut waiting = BTreeSet::new();
+        for tp in &partitions {
+            let Some(topic) = self.topics.get_mut(&tp.topic) else {
+                continue;
+            };
+            let is_settled = topic
+                .parts
+                .get(&tp.partition)
+                .and_then(Part::buffer)
+                .is_none_or(crate::accumulator::Buffer::is_settled);
+            if lost || is_settled {
+                continue;
+            }
+            topic.flush |= topic.is_dirty();
+            waiting.insert(tp.clone());
+        }
+        if !waiting.is_empty() {
+            // nothing more of these: the last commit has an end
+            let names: Vec<TopicPartition> = waiting.iter().cloned().collect();
+            if let Err(error) = self.reader.pause(&names).await {
+                self.on_reader_error(error);
+            }
+        }
+        self.revocations.push(Revocation {
+            partitions,
+            waiting,
+            deadline: now + REVOKE,
+        });
+        self.answer_the_group(now).await;
+    }
+
+    /// Gives back what is committed, or has waited for long enough; and answers an assignment whose recovery takes long.
+    pub(super) async fn answer_the_group(&mut self, now: Duration) {
+        if self.answer_due.is_some_and(|due| now >= due) {
+            self.assign(&[]).await;
+        }
+        let mut ready = Vec::new();
+        for revocation in &mut self.revocations {
+            revocation.waiting.retain(|tp| {
+                self.topics
+                    .get(&tp.topic)
+                    .and_then(|t| t.parts.get(&tp.partition))
+                    .and_then(Part::buffer)
+                    .is_some_and(|b| !b.is_settled())
+            });
+            if revocation.waiting.is_empty() || now >= revocation.deadline {
+                ready.append(&mut revocation.partitions);
+                revocation.waiting.clear();
+            }
+        }
+        if self.revocations.is_empty() {
+            return;
+        }
+        let had = self.revocations.len();
+        self.revocations.retain(|r| !r.waiting.is_empty());
+        if self.revocations.len() == had {
+            return;
+        }
+        for tp in &ready {
+            self.drop_partition(tp, now);
+        }
+        if let Err(error) = self.reader.unassign(&ready).await {
+            self.on_reader_error(error);
+        }
+    }
+
+    /// A partition is not ours any more.
+    pub(super) fn drop_partition(&mut self, tp: &TopicPartition, now: Duration) {
+        self.status.forget(tp);
+        self.mirror.remove(tp);
+        let Some(topic) = self.topics.get_mut(&tp.topic) else {
+            return;
+        };
+        topic.parts.remove(&tp.partition);
+        topic.recount(now);
+        let is_needed = self
+            .caught_up
+            .as_ref()
+            .is_some_and(|c| c.topics().any(|t| *t == tp.topic));
+        if topic.parts.is_empty() && topic.job.is_none() && topic.failure.is_none() && !is_needed {
+            self.topics.remove(&tp.topic);
+            self.status.forget_topic(&tp.topic);
+        }
+    }
+
+    /// Hands starts to the reader. A reader that fails brings the partitions back to recovery.
+    pub(super) async fn assign(&mut self, starts: &[(TopicPartition, everlog_kafka::StartAt)]) {
+        self.answer_due = None;
+        if let Err(error) = self.reader.assign(starts).await {
+            let now = self.now();
+            for (tp, _) in starts {
+                if let Some(topic) = self.topics.get_mut(&tp.topic)
+                    && let Some(part) = topic.parts.get_mut(&tp.partition)
+                {
+                    part.retry_at = now + part.faults.next(self.components.ids.as_ref());
+                    part.state = PartState::Wanted;
+                    topic.recount(now);
+                }
+            }
+            self.on_reader_error(error);
+            return;
+        }
+        if self.is_full && !self.is_alone() && !starts.is_empty() {
+            let names: Vec<TopicPartition> = starts.iter().map(|(tp, _)| tp.clone()).collect();
+            if let Err(error) = self.reader.pause(&names).await {
+                self.on_reader_error(error);
+            }
+        }
+    }
+
+    /// What somebody else archived, or what cannot be trusted: it is read again from the ledger.
+    pub(super) async fn void(
+        &mut self,
+        name: &TopicName,
+        partitions: &[Partition],
+        wait: Duration,
+    ) {
+        let now = self.now();
+        if let Some(topic) = self.topics.get_mut(name) {
+            for p in partitions {
+                if let Some(part) = topic.parts.get_mut(p)
+                    && !part.is_stopped()
+                {
+                    part.state = PartState::Wanted;
+                    part.retry_at = now + wait;
+                }
+            }
+            topic.recount(now);
+        }
+        self.pause(name, partitions).await;
+    }
+
+    /// Mirrors what is archived to the group, for lag tools. Nothing ever reads it back.
+    pub(super) async fn mirror_to_group(&mut self, now: Duration) {
+        if self.mirror.is_empty() || now < self.looks.mirror {
+            return;
+        }
+        self.looks.mirror = now + MIRROR;
+        let positions: Vec<_> = std::mem::take(&mut self.mirror).into_iter().collect();
+        if let Err(error) = self.reader.mirror(&positions).await {
+            tracing::debug!(reason = %one_line(&error), "mirroring to the group failed");
+        }
+    }
+}

@@ -1,0 +1,332 @@
+//! What runs beside the loop: how it is started, and what it brings back.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use everlog_common::{LogBounds, TopicName, TopicPartition};
+use everlog_kafka::{Isolation, Log, LogError, TopicConfig, TopicInfo};
+use everlog_table::archive::Archive;
+
+use super::commit::{self, Job, Report};
+use super::prepare::{self, Prepared};
+use super::topic::JobKind;
+use super::{Pipeline, Topic};
+use crate::error::one_line;
+use crate::settings::{Maintenance, Settings};
+use crate::status::StatusHandle;
+
+/// How old a topic's settings may be.
+const CONFIG_AGE: Duration = Duration::from_secs(300);
+
+/// What a task brought back.
+pub(super) enum Done {
+    Prepared {
+        topic: TopicName,
+        /// [`Topic::era_seen`] when it was asked.
+        asked: u64,
+        result: Result<Box<Prepared>, prepare::Failure>,
+    },
+    Committed {
+        topic: TopicName,
+        asked: u64,
+        report: Box<Report>,
+    },
+    Discovered(Result<Discovered, LogError>),
+    Targets(Result<BTreeMap<TopicPartition, LogBounds>, LogError>),
+    Observed(Result<Observed, LogError>),
+    Maintained,
+}
+
+/// What there is to archive.
+#[derive(Debug)]
+pub(super) struct Discovered {
+    pub(super) cluster_id: Option<String>,
+    pub(super) topics: Vec<TopicInfo>,
+}
+
+/// A look at the logs.
+#[derive(Debug)]
+pub(super) struct Observed {
+    pub(super) bounds: BTreeMap<TopicPartition, LogBounds>,
+    pub(super) configs: BTreeMap<TopicName, TopicConfig>,
+}
+
+impl Pipeline {
+    pub(super) fn start_prepare(&mut self, name: &TopicName) {
+        let now = self.now();
+        let deps = self.deps();
+        let Some(topic) = self.topics.get_mut(name) else {
+            return;
+        };
+        topic.job = Some(JobKind::Prepare);
+        let request = prepare::Request {
+            topic: name.clone(),
+            archive: topic.table.as_ref().map(|(archive, _)| archive.clone()),
+            partitions: topic.wanted(now),
+            settings: Arc::clone(&self.settings),
+            log: Arc::clone(&self.components.log),
+            deps,
+        };
+        let (topic, asked) = (name.clone(), topic.era_seen);
+        self.jobs.spawn(async move {
+            let result = prepare::prepare(request).await.map(Box::new);
+            Done::Prepared {
+                topic,
+                asked,
+                result,
+            }
+        });
+    }
+
+    pub(super) fn start_commit(&mut self, name: &TopicName, reason: &'static str) {
+        let now = self.now();
+        let interval = self.settings.commit_interval;
+        let deps = self.deps();
+        let Some(topic) = self.topics.get_mut(name) else {
+            return;
+        };
+        let (Some((archive, table)), Some(identity)) =
+            (topic.table.clone(), topic.identity.clone())
+        else {
+            // nothing is read before a table and an identity are known
+            topic.flush = false;
+            return;
+        };
+        let cuts = topic.cut();
+        if cuts.is_empty() {
+            return;
+        }
+        // on the beat, unless that has passed
+        topic.next_commit = if topic.next_commit + interval > now {
+            topic.next_commit.max(now) + interval
+        } else {
+            now + interval
+        };
+        tracing::debug!(topic = %name, reason, partitions = cuts.len(), "commit begins");
+        topic.job = Some(JobKind::Commit);
+        let asked = topic.era_seen;
+        let job = Job {
+            topic: name.clone(),
+            archive,
+            table,
+            generation: topic.generation,
+            identity,
+            closing: topic.closing.clone(),
+            cuts,
+            isolation: self.settings.isolation,
+            log: Arc::clone(&self.components.log),
+            deps,
+            status: self.status.clone(),
+            encoders: Arc::clone(&self.encoders),
+        };
+        let topic = name.clone();
+        self.jobs.spawn(async move {
+            let report = Box::new(commit::commit(job).await);
+            Done::Committed {
+                topic,
+                asked,
+                report,
+            }
+        });
+    }
+
+    /// Starts what is looked at regularly.
+    pub(super) fn look_around(&mut self, now: Duration) {
+        if self.is_stopping() {
+            return;
+        }
+        if self.looks.discovery.is_some_and(|at| now >= at) {
+            self.looks.discovery = None;
+            self.start_discovery();
+        }
+        if self.looks.observation.is_some_and(|at| now >= at) {
+            self.looks.observation = None;
+            self.start_observation(now);
+        }
+        if self.looks.targets.is_some_and(|at| now >= at) {
+            self.looks.targets = None;
+            self.start_targets();
+        }
+        if self.looks.maintenance.is_some_and(|at| now >= at) {
+            self.looks.maintenance = None;
+            self.start_maintenance();
+        }
+    }
+
+    fn start_discovery(&mut self) {
+        let log = Arc::clone(&self.components.log);
+        let settings = Arc::clone(&self.settings);
+        let known: Vec<TopicName> = self.topics.keys().cloned().collect();
+        // a group tells what is there to read; it does not tell that a topic is another one now
+        let by_name = if !self.is_alone() && self.caught_up.is_none() {
+            Some(known)
+        } else if settings.only_named() {
+            Some(settings.named())
+        } else {
+            None
+        };
+        self.jobs.spawn(async move {
+            Done::Discovered(discover(log.as_ref(), &settings, by_name).await)
+        });
+    }
+
+    /// Looks up the ends that have to be reached.
+    fn start_targets(&mut self) {
+        let log = Arc::clone(&self.components.log);
+        let isolation = self.settings.isolation;
+        let settings = Arc::clone(&self.settings);
+        self.jobs
+            .spawn(async move { Done::Targets(ends(log.as_ref(), &settings, isolation).await) });
+    }
+
+    fn start_observation(&mut self, now: Duration) {
+        let partitions: Vec<TopicPartition> = self
+            .topics
+            .iter()
+            .filter(|(_, topic)| topic.failure.is_none())
+            .flat_map(|(name, topic)| {
+                topic
+                    .parts
+                    .keys()
+                    .map(|p| TopicPartition::new(name.clone(), *p))
+            })
+            .collect();
+        let topics: BTreeSet<TopicName> = partitions.iter().map(|tp| tp.topic.clone()).collect();
+        self.looks.configs.retain(|name, _| topics.contains(name));
+        let stale: Vec<TopicName> = topics
+            .into_iter()
+            .filter(|name| {
+                self.looks
+                    .configs
+                    .get(name)
+                    .is_none_or(|(at, _)| now.saturating_sub(*at) > CONFIG_AGE)
+            })
+            .collect();
+        for name in &stale {
+            self.looks.configs.entry(name.clone()).or_default().0 = now;
+        }
+        let log = Arc::clone(&self.components.log);
+        let isolation = self.settings.isolation;
+        self.jobs.spawn(async move {
+            Done::Observed(observe(log.as_ref(), &partitions, &stale, isolation).await)
+        });
+    }
+
+    fn start_maintenance(&mut self) {
+        let Some(maintenance) = self.settings.maintenance.clone() else {
+            return;
+        };
+        let archives: Vec<(TopicName, Archive)> = self
+            .topics
+            .iter()
+            .filter(|(_, topic)| topic.failure.is_none())
+            .filter_map(|(name, topic)| Some((name.clone(), topic.table.as_ref()?.0.clone())))
+            .collect();
+        let status = self.status.clone();
+        self.jobs.spawn(async move {
+            maintain(archives, &maintenance, &status).await;
+            Done::Maintained
+        });
+    }
+
+    /// The topic, if the answer is to the question that was asked last.
+    pub(super) fn answered(&mut self, name: &TopicName, asked: u64) -> Option<&mut Topic> {
+        let topic = self.topics.get_mut(name)?;
+        topic.job = None;
+        (topic.era_seen == asked).then_some(topic)
+    }
+}
+
+async fn discover(
+    log: &dyn Log,
+    settings: &Settings,
+    by_name: Option<Vec<TopicName>>,
+) -> Result<Discovered, LogError> {
+    let cluster_id = log.cluster_id().await?;
+    let topics = match by_name {
+        Some(names) if names.is_empty() => Vec::new(),
+        Some(names) => log.describe(&names).await?.into_values().collect(),
+        None => log
+            .topics()
+            .await?
+            .into_iter()
+            .filter(|info| settings.wants(&info.name))
+            .collect(),
+    };
+    Ok(Discovered { cluster_id, topics })
+}
+
+async fn ends(
+    log: &dyn Log,
+    settings: &Settings,
+    isolation: Isolation,
+) -> Result<BTreeMap<TopicPartition, LogBounds>, LogError> {
+    let by_name = settings.only_named().then(|| settings.named());
+    let found = discover(log, settings, by_name).await?;
+    let all: Vec<TopicPartition> = found
+        .topics
+        .iter()
+        .flat_map(|info| {
+            info.partitions
+                .iter()
+                .map(|p| TopicPartition::new(info.name.clone(), *p))
+        })
+        .collect();
+    if all.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    log.bounds(&all, isolation).await
+}
+
+async fn observe(
+    log: &dyn Log,
+    partitions: &[TopicPartition],
+    stale: &[TopicName],
+    isolation: Isolation,
+) -> Result<Observed, LogError> {
+    let mut observed = Observed {
+        bounds: BTreeMap::new(),
+        configs: BTreeMap::new(),
+    };
+    if partitions.is_empty() {
+        return Ok(observed);
+    }
+    observed.bounds = log.bounds(partitions, isolation).await?;
+    for topic in stale {
+        // not everybody may read topic settings: the headroom is unknown then
+        match log.topic_config(topic).await {
+            Ok(config) => {
+                observed.configs.insert(topic.clone(), config);
+            }
+            Err(error) => {
+                tracing::debug!(%topic, reason = %one_line(&error), "topic settings not read");
+            }
+        }
+    }
+    Ok(observed)
+}
+
+/// One table after the other; a failure is told and never stops anything.
+async fn maintain(
+    archives: Vec<(TopicName, Archive)>,
+    maintenance: &Maintenance,
+    status: &StatusHandle,
+) {
+    for (topic, archive) in archives {
+        match archive.maintain(&maintenance.settings).await {
+            Ok(report) => tracing::info!(
+                %topic,
+                snapshots_expired = report.snapshots_expired,
+                snapshots_left = report.snapshots_left,
+                files_deleted = report.files_deleted,
+                bytes_deleted = report.bytes_deleted,
+                "maintained"
+            ),
+            Err(error) => {
+                status.count_error(Some(&topic), "maintenance");
+                tracing::warn!(%topic, reason = %one_line(&error), "maintenance failed");
+            }
+        }
+    }
+}

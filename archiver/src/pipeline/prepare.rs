@@ -1,0 +1,198 @@
+//! Gathers the facts that [`crate::recovery`] decides from: the ledger first, then what the brokers say.
+//!
+//! The order matters. The ledger is read before the log's bounds, so that a rival who moves it on meanwhile cannot make
+//! a healthy log look too short; and the identity is read on both sides of the bounds, so that they belong to it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use everlog_common::{
+    Identity, Ledger, LogBounds, Millis, Offset, Partition, TopicName, TopicPartition,
+};
+use everlog_kafka::{Isolation, Log, LogError};
+use everlog_table::archive::{Archive, ArchiveDeps, ArchiveError, ArchiveErrorKind, TableState};
+use everlog_table::catalog::LoadedTable;
+use everlog_table::summary;
+
+use crate::recovery::{self, Decision, Era, PartitionFacts, TopicFacts, TopicRefusal};
+use crate::settings::Settings;
+
+/// What is asked.
+pub(crate) struct Request {
+    pub(crate) topic: TopicName,
+    /// Opened before, or to be opened.
+    pub(crate) archive: Option<Archive>,
+    /// To be decided; may be none, to learn of the ledger only.
+    pub(crate) partitions: BTreeSet<Partition>,
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) log: Arc<dyn Log>,
+    pub(crate) deps: ArchiveDeps,
+}
+
+/// The answer: facts of one moment, and what follows from them.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) archive: Archive,
+    pub(crate) table: LoadedTable,
+    pub(crate) identity: Identity,
+    pub(crate) era: Era,
+    pub(crate) ledger: Ledger,
+    pub(crate) snapshot_time: Option<Millis>,
+    pub(crate) decisions: BTreeMap<Partition, (Decision, Option<LogBounds>)>,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    #[error(transparent)]
+    Refused(#[from] TopicRefusal),
+    #[error("the topic does not exist")]
+    Gone,
+    #[error("the brokers' answers contradict each other")]
+    Unsettled,
+}
+
+/// How often the brokers may contradict themselves before the whole is tried again later.
+const LOOKS: u32 = 3;
+
+pub(crate) async fn prepare(request: Request) -> Result<Prepared, Failure> {
+    let archive = match request.archive.clone() {
+        Some(archive) => archive,
+        None => {
+            Archive::open_or_create(
+                request.deps.clone(),
+                &request.settings.namespace,
+                &request.topic,
+                &request.settings.table,
+            )
+            .await?
+        }
+    };
+    let state = state_of(&archive, request.settings.accept).await?;
+    let log = request.log.as_ref();
+    for _ in 0..LOOKS {
+        let identity = identity_of(log, &request.topic).await?;
+        let era = recovery::era(TopicFacts {
+            ledger: &state.ledger,
+            identity: &identity,
+            accept_cluster: request.settings.accept_cluster.as_deref(),
+            recorded: recorded_isolation(&state),
+            configured: request.settings.isolation,
+        })?;
+        let facts = look(&request, &state.ledger, &era).await?;
+        if identity_of(log, &request.topic).await? != identity {
+            continue;
+        }
+        let decisions = decide(&request, &state.ledger, &era, &facts);
+        if decisions.values().any(|(d, _)| *d == Decision::Unsettled) {
+            continue;
+        }
+        return Ok(Prepared {
+            archive,
+            table: state.table,
+            identity,
+            era,
+            ledger: state.ledger,
+            snapshot_time: state.snapshot_time,
+            decisions,
+        });
+    }
+    Err(Failure::Unsettled)
+}
+
+/// The table's state; a foreign change that the operator accepted is taken as it is.
+async fn state_of(archive: &Archive, accept: Option<i64>) -> Result<TableState, ArchiveError> {
+    match (archive.state().await, accept) {
+        (Err(error), Some(accepted)) if error.kind() == ArchiveErrorKind::ForeignChange => {
+            if let ArchiveError::ForeignChange { snapshot_id, .. } = &error
+                && *snapshot_id != Some(accepted)
+            {
+                return Err(error);
+            }
+            archive.accept(accepted).await?;
+            tracing::warn!(topic = %archive.topic(), snapshot = accepted, "foreign snapshot accepted");
+            archive.state().await
+        }
+        (state, _) => state,
+    }
+}
+
+/// The isolation that the table says it was filled with.
+fn recorded_isolation(state: &TableState) -> Option<Isolation> {
+    let text = state.table.metadata.properties().get(summary::ISOLATION)?;
+    [Isolation::ReadCommitted, Isolation::ReadUncommitted]
+        .into_iter()
+        .find(|i| i.as_str() == text)
+}
+
+/// What the brokers say of themselves and of a topic.
+pub(crate) async fn identity_of(log: &dyn Log, topic: &TopicName) -> Result<Identity, Failure> {
+    let mut described = log.describe(std::slice::from_ref(topic)).await?;
+    let info = described.remove(topic).ok_or(Failure::Gone)?;
+    Ok(Identity {
+        cluster_id: log.cluster_id().await?,
+        topic_id: info.topic_id,
+    })
+}
+
+struct Looked {
+    bounds: BTreeMap<TopicPartition, LogBounds>,
+    epoch_ends: BTreeMap<TopicPartition, Option<Offset>>,
+}
+
+async fn look(request: &Request, ledger: &Ledger, era: &Era) -> Result<Looked, LogError> {
+    let all: Vec<TopicPartition> = request
+        .partitions
+        .iter()
+        .map(|p| TopicPartition::new(request.topic.clone(), *p))
+        .collect();
+    if all.is_empty() {
+        return Ok(Looked {
+            bounds: BTreeMap::new(),
+            epoch_ends: BTreeMap::new(),
+        });
+    }
+    let bounds = request.log.bounds(&all, request.settings.isolation).await?;
+    let epochs: Vec<(TopicPartition, i32)> = all
+        .into_iter()
+        .filter_map(|tp| {
+            let epoch = ledger.entry(era.generation, tp.partition)?.leader_epoch?;
+            Some((tp, epoch))
+        })
+        .collect();
+    let epoch_ends = if epochs.is_empty() {
+        BTreeMap::new()
+    } else {
+        request.log.epoch_ends(&epochs).await?
+    };
+    Ok(Looked { bounds, epoch_ends })
+}
+
+fn decide(
+    request: &Request,
+    ledger: &Ledger,
+    era: &Era,
+    facts: &Looked,
+) -> BTreeMap<Partition, (Decision, Option<LogBounds>)> {
+    let now = request.deps.clock.now();
+    request
+        .partitions
+        .iter()
+        .map(|p| {
+            let tp = TopicPartition::new(request.topic.clone(), *p);
+            let bounds = facts.bounds.get(&tp).copied();
+            let decision = recovery::partition(PartitionFacts {
+                entry: ledger.entry(era.generation, *p),
+                bounds,
+                epoch_end: facts.epoch_ends.get(&tp).copied().flatten(),
+                on_gap: request.settings.on_gap,
+                now,
+            });
+            (*p, (decision, bounds))
+        })
+        .collect()
+}

@@ -1,0 +1,283 @@
+//! What the run loop knows of one topic. No I/O: the loop asks, this answers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use everlog_common::{
+    Entry, Generation, Identity, Ledger, Millis, Offset, Partition, TopicName, TopicPartition,
+};
+use everlog_table::archive::Archive;
+use everlog_table::catalog::LoadedTable;
+
+use crate::accumulator::{Buffer, Cut};
+use crate::backoff::Backoff;
+use crate::error::{Failure, FailureKind};
+use crate::lag::EndHistory;
+use crate::recovery::Closing;
+
+/// One topic.
+#[derive(Debug, Default)]
+pub(super) struct Topic {
+    /// The table, once it was opened.
+    pub(super) table: Option<(Archive, LoadedTable)>,
+    /// Whose offsets are being read.
+    pub(super) identity: Option<Identity>,
+    /// Their era.
+    pub(super) generation: Generation,
+    /// What the next commit closes in older eras.
+    pub(super) closing: Vec<Closing>,
+    /// The newest ledger that was seen.
+    pub(super) ledger: Ledger,
+    pub(super) snapshot_time: Option<Millis>,
+    pub(super) parts: BTreeMap<Partition, Part>,
+    /// What runs for this table: never two things at once.
+    pub(super) job: Option<JobKind>,
+    /// Counts how often everything was thrown away; an answer to an older question is void.
+    pub(super) era_seen: u64,
+    pub(super) retry_at: Duration,
+    pub(super) backoff: Backoff,
+    pub(super) next_commit: Duration,
+    /// Commit what there is as soon as nothing else runs.
+    pub(super) flush: bool,
+    /// Since when there is something to commit.
+    pub(super) dirty_since: Option<Duration>,
+    pub(super) pending_bytes: usize,
+    pub(super) pending_rows: u64,
+    pub(super) flight_bytes: usize,
+    pub(super) failure: Option<Failure>,
+    pub(super) missing_since: Option<Duration>,
+}
+
+/// What runs for a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum JobKind {
+    Prepare,
+    Commit,
+}
+
+/// One partition that this process owns.
+#[derive(Debug, Default)]
+pub(super) struct Part {
+    pub(super) state: PartState,
+    /// Fences in a row without a commit, and since when.
+    pub(super) fences: u32,
+    pub(super) fenced_since: Option<Duration>,
+    pub(super) faults: Backoff,
+    /// Not recovered before.
+    pub(super) retry_at: Duration,
+    pub(super) ends: EndHistory,
+    /// Looks at the log's start: the older one, and its successor.
+    pub(super) starts: [Option<(Duration, Offset)>; 2],
+}
+
+/// Where a partition stands.
+#[derive(Debug, Default)]
+pub(super) enum PartState {
+    /// To be recovered; nothing is read.
+    #[default]
+    Wanted,
+    /// Being read.
+    Reading(Buffer),
+    /// The reader gave up: what was read is committed, then it is recovered.
+    Draining(Buffer),
+    /// Until the process is started again.
+    Stopped(Failure),
+}
+
+impl Part {
+    pub(super) fn wanted(retry_at: Duration) -> Self {
+        Self {
+            retry_at,
+            ..Self::default()
+        }
+    }
+
+    pub(super) const fn buffer(&self) -> Option<&Buffer> {
+        match &self.state {
+            PartState::Reading(buffer) | PartState::Draining(buffer) => Some(buffer),
+            PartState::Wanted | PartState::Stopped(_) => None,
+        }
+    }
+
+    pub(super) const fn buffer_mut(&mut self) -> Option<&mut Buffer> {
+        match &mut self.state {
+            PartState::Reading(buffer) | PartState::Draining(buffer) => Some(buffer),
+            PartState::Wanted | PartState::Stopped(_) => None,
+        }
+    }
+
+    pub(super) const fn is_wanted(&self) -> bool {
+        matches!(self.state, PartState::Wanted)
+    }
+
+    pub(super) const fn is_reading(&self) -> bool {
+        matches!(self.state, PartState::Reading(_))
+    }
+
+    pub(super) const fn is_stopped(&self) -> bool {
+        matches!(self.state, PartState::Stopped(_))
+    }
+
+    /// Keeps two looks at the log's start that lie apart, for its speed.
+    pub(super) fn look_at_start(&mut self, now: Duration, log_start: Offset) {
+        const APART: Duration = Duration::from_secs(900);
+        match self.starts {
+            [None, _] => self.starts[0] = Some((now, log_start)),
+            [Some((first, _)), None] if now.saturating_sub(first) > APART => {
+                self.starts[1] = Some((now, log_start));
+            }
+            [_, Some((second, at))] if now.saturating_sub(second) > APART => {
+                self.starts = [Some((second, at)), Some((now, log_start))];
+            }
+            _ => {}
+        }
+    }
+}
+
+/// When a table commits.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rules {
+    pub(super) table_limit: usize,
+    pub(super) idle_interval: Duration,
+}
+
+impl Topic {
+    /// Bytes of rows held for this topic.
+    pub(super) const fn held_bytes(&self) -> usize {
+        self.pending_bytes + self.flight_bytes
+    }
+
+    pub(super) const fn is_dirty(&self) -> bool {
+        self.dirty_since.is_some()
+    }
+
+    /// Whether nothing of it can ever go on, so that waiting for it is pointless.
+    pub(super) fn is_dead(&self) -> bool {
+        self.failure.is_some()
+            || (!self.parts.is_empty()
+                && self.parts.values().all(
+                    |p| matches!(&p.state, PartState::Stopped(f) if f.kind != FailureKind::Gap),
+                ))
+    }
+
+    /// Something came in.
+    pub(super) fn grew(&mut self, now: Duration, bytes: usize, rows: u64) {
+        self.pending_bytes += bytes;
+        self.pending_rows += rows;
+        self.dirty_since.get_or_insert(now);
+    }
+
+    /// Counts again, after buffers went.
+    pub(super) fn recount(&mut self, now: Duration) {
+        let buffers = || self.parts.values().filter_map(Part::buffer);
+        self.pending_bytes = buffers().map(Buffer::pending_bytes).sum();
+        self.pending_rows = buffers().map(Buffer::pending_rows).sum();
+        let is_dirty = buffers().any(|b| !b.is_empty());
+        self.dirty_since = is_dirty.then(|| self.dirty_since.unwrap_or(now));
+    }
+
+    /// Why a commit is due now; none if it is not.
+    pub(super) fn commit_due(&self, now: Duration, rules: Rules) -> Option<&'static str> {
+        let since = self.dirty_since?;
+        if self.job.is_some() || self.failure.is_some() {
+            None
+        } else if self.flush {
+            Some("flush")
+        } else if self.pending_bytes >= rules.table_limit {
+            Some("bytes")
+        } else if now >= self.next_commit && (self.pending_rows > 0 || self.has_gap()) {
+            Some("interval")
+        } else if now.saturating_sub(since) >= rules.idle_interval {
+            Some("idle")
+        } else {
+            None
+        }
+    }
+
+    fn has_gap(&self) -> bool {
+        self.parts
+            .values()
+            .filter_map(Part::buffer)
+            .any(Buffer::has_gap)
+    }
+
+    /// Everything buffered, for one commit.
+    pub(super) fn cut(&mut self) -> Vec<Cut> {
+        let cuts: Vec<Cut> = self
+            .parts
+            .iter_mut()
+            .filter_map(|(p, part)| part.buffer_mut()?.cut(*p))
+            .collect();
+        self.pending_bytes = 0;
+        self.pending_rows = 0;
+        self.dirty_since = None;
+        self.flush = false;
+        self.flight_bytes = cuts.iter().map(Cut::bytes).sum();
+        cuts
+    }
+
+    /// Partitions that may be recovered now.
+    pub(super) fn wanted(&self, now: Duration) -> BTreeSet<Partition> {
+        self.parts
+            .iter()
+            .filter(|(_, part)| part.is_wanted() && part.retry_at <= now)
+            .map(|(p, _)| *p)
+            .collect()
+    }
+
+    /// Throws away what was read, also what is stopped: everything is recovered anew. Returns what was being read.
+    pub(super) fn make_void(&mut self, now: Duration) -> Vec<Partition> {
+        self.era_seen += 1;
+        let mut reading = Vec::new();
+        for (p, part) in &mut self.parts {
+            if part.buffer().is_some() {
+                reading.push(*p);
+            }
+            *part = Part::wanted(now);
+        }
+        self.recount(now);
+        reading
+    }
+
+    /// Stops the whole topic.
+    pub(super) fn fail(&mut self, now: Duration, failure: Failure) -> Vec<Partition> {
+        let reading = self.make_void(now);
+        self.failure = Some(failure);
+        reading
+    }
+
+    /// The ledger's entry of a partition in the topic's era.
+    pub(super) fn entry(&self, partition: Partition) -> Option<Entry> {
+        self.ledger.entry(self.generation, partition).copied()
+    }
+
+    /// Up to where everything is archived, or holds no rows.
+    pub(super) fn archived(&self, partition: Partition) -> Option<Offset> {
+        let held = self.entry(partition).map(|e| e.next);
+        let Some(buffer) = self.parts.get(&partition).and_then(Part::buffer) else {
+            return held;
+        };
+        if buffer.pending_rows() == 0 && !buffer.is_in_flight() && !buffer.has_gap() {
+            Some(buffer.position())
+        } else {
+            held.or_else(|| buffer.base().map(|b| b.next))
+        }
+    }
+
+    /// Everything that is stopped.
+    pub(super) fn failures(&self) -> Vec<Failure> {
+        let parts = self.parts.values().filter_map(|p| match &p.state {
+            PartState::Stopped(failure) => Some(failure.clone()),
+            _ => None,
+        });
+        self.failure.iter().cloned().chain(parts).collect()
+    }
+}
+
+/// `partitions` of a topic, by their full names.
+pub(super) fn full_names(topic: &TopicName, partitions: &[Partition]) -> Vec<TopicPartition> {
+    partitions
+        .iter()
+        .map(|p| TopicPartition::new(topic.clone(), *p))
+        .collect()
+}

@@ -1,0 +1,428 @@
+use std::collections::BTreeMap;
+
+use everlog_common::ledger::GenerationLedger;
+use everlog_common::{Advance, Gap, TopicId};
+use proptest::prelude::*;
+
+use super::*;
+
+fn offset(v: i64) -> Offset {
+    Offset::new(v).unwrap()
+}
+
+fn range(a: i64, b: i64) -> OffsetRange {
+    OffsetRange::new(offset(a), offset(b)).unwrap()
+}
+
+fn p(v: i32) -> Partition {
+    Partition::new(v).unwrap()
+}
+
+fn identity(cluster: &str, topic: u128) -> Identity {
+    Identity {
+        cluster_id: Some(cluster.to_owned()),
+        topic_id: Some(TopicId(uuid::Uuid::from_u128(topic))),
+    }
+}
+
+fn entry(first: i64, next: i64) -> Entry {
+    Entry {
+        first: offset(first),
+        next: offset(next),
+        leader_epoch: Some(3),
+        rows: (next - first).unsigned_abs(),
+        hash: 7,
+    }
+}
+
+fn ledger(eras: &[(Identity, &[(i32, Entry)])]) -> Ledger {
+    let mut ledger = Ledger::default();
+    for (i, (identity, entries)) in eras.iter().enumerate() {
+        let era = GenerationLedger {
+            identity: identity.clone(),
+            partitions: entries.iter().map(|(n, e)| (p(*n), *e)).collect(),
+        };
+        let number = Generation(u32::try_from(i).unwrap());
+        ledger.generations.insert(number, era);
+    }
+    ledger
+}
+
+fn ask(ledger: &Ledger, identity: &Identity, accept: Option<&str>) -> Result<Era, TopicRefusal> {
+    era(TopicFacts {
+        ledger,
+        identity,
+        accept_cluster: accept,
+        recorded: None,
+        configured: Isolation::ReadCommitted,
+    })
+}
+
+fn bounds(log_start: i64, end: i64, high_watermark: i64) -> Option<LogBounds> {
+    Some(LogBounds {
+        log_start: offset(log_start),
+        end: offset(end),
+        high_watermark: offset(high_watermark),
+    })
+}
+
+fn decide(
+    entry: Option<&Entry>,
+    bounds: Option<LogBounds>,
+    epoch_end: Option<i64>,
+    on_gap: OnGap,
+) -> Decision {
+    partition(PartitionFacts {
+        entry,
+        bounds,
+        epoch_end: epoch_end.map(offset),
+        on_gap,
+        now: Millis(5),
+    })
+}
+
+#[test]
+fn h15_a_partition_new_to_the_ledger_starts_at_the_logs_first_offset_never_at_its_end() {
+    let decision = decide(None, bounds(40, 90, 95), None, OnGap::Stop);
+    let Decision::Start(start) = decision else {
+        panic!("{decision:?}")
+    };
+    assert_eq!(
+        (start.offset, start.base, start.gap),
+        (offset(40), None, None)
+    );
+}
+
+#[test]
+fn h16_a_known_partition_starts_at_the_ledgers_next_with_its_epoch() {
+    let e = entry(0, 70);
+    let decision = decide(Some(&e), bounds(40, 90, 95), Some(90), OnGap::Stop);
+    assert_eq!(
+        decision,
+        Decision::Start(Start {
+            offset: offset(70),
+            leader_epoch: Some(3),
+            base: Some(e),
+            gap: None
+        })
+    );
+}
+
+#[test]
+fn h01_records_deleted_before_they_were_archived_stop_the_partition_or_become_a_gap() {
+    let e = entry(0, 10);
+    assert_eq!(
+        decide(Some(&e), bounds(40, 90, 90), Some(90), OnGap::Stop),
+        Decision::StopGap(range(10, 40))
+    );
+    let Decision::Start(start) = decide(Some(&e), bounds(40, 90, 90), Some(90), OnGap::Record)
+    else {
+        panic!("not started")
+    };
+    assert_eq!((start.offset, start.base), (offset(40), Some(e)));
+    assert_eq!(
+        start.gap,
+        Some(Segment::Gap {
+            start: offset(10),
+            end: Some(offset(40)),
+            reason: GapReason::Retention,
+            at: Millis(5)
+        })
+    );
+}
+
+#[test]
+fn h10_a_log_that_ends_below_the_ledger_is_truncated() {
+    let e = entry(0, 10);
+    for on_gap in [OnGap::Stop, OnGap::Record] {
+        let short = decide(Some(&e), bounds(0, 8, 8), None, on_gap);
+        let Decision::Truncated(truncation) = short else {
+            panic!("{short:?}")
+        };
+        assert_eq!((truncation.end, truncation.leader_epoch), (offset(8), None));
+        // written again past the old end by a new leader: only the epoch tells
+        let rewritten = decide(Some(&e), bounds(0, 30, 30), Some(8), on_gap);
+        let Decision::Truncated(truncation) = rewritten else {
+            panic!("{rewritten:?}")
+        };
+        assert_eq!(truncation.leader_epoch, Some(3));
+        assert!(truncation.to_string().contains("leader epoch 3 ended at 8"));
+    }
+}
+
+#[test]
+fn p12_a_trailing_high_watermark_of_a_new_leader_is_asked_again_not_called_truncated() {
+    let e = entry(0, 10);
+    assert_eq!(
+        decide(Some(&e), bounds(0, 8, 8), Some(10), OnGap::Stop),
+        Decision::Unsettled
+    );
+}
+
+#[test]
+fn an_open_transaction_holds_the_end_back_without_harm() {
+    // read_uncommitted rows up to 10, last stable offset 5
+    let e = entry(0, 10);
+    assert!(matches!(
+        decide(Some(&e), bounds(0, 5, 12), Some(12), OnGap::Stop),
+        Decision::Start(_)
+    ));
+}
+
+#[test]
+fn a_partition_that_is_not_there_is_absent() {
+    assert_eq!(decide(None, None, None, OnGap::Stop), Decision::Absent);
+    let e = entry(0, 10);
+    assert_eq!(decide(Some(&e), None, None, OnGap::Stop), Decision::Absent);
+}
+
+#[test]
+fn an_empty_table_begins_generation_zero() {
+    let era = ask(&Ledger::default(), &identity("a", 1), None).unwrap();
+    assert_eq!(
+        era,
+        Era {
+            generation: Generation(0),
+            is_new: true,
+            closing: vec![]
+        }
+    );
+}
+
+#[test]
+fn h12_another_topic_id_begins_a_generation_and_closes_the_old_one_with_an_unknown_end() {
+    let held = ledger(&[(identity("a", 1), &[(0, entry(0, 10)), (1, entry(5, 6))])]);
+    let era = ask(&held, &identity("a", 2), None).unwrap();
+    assert_eq!((era.generation, era.is_new), (Generation(1), true));
+    let closed: Vec<_> = era
+        .closing
+        .iter()
+        .map(|c| (c.generation, c.partition, c.entry.next))
+        .collect();
+    assert_eq!(
+        closed,
+        vec![
+            (Generation(0), p(0), offset(10)),
+            (Generation(0), p(1), offset(6))
+        ]
+    );
+    assert!(era.closing.iter().all(|c| c.identity == identity("a", 1)));
+}
+
+#[test]
+fn b06_a_recreated_topic_with_lower_offsets_is_read_from_its_start_not_filtered() {
+    // the old entry (next 1000) belongs to generation 0: in the new era the partition is unknown
+    let held = ledger(&[(identity("a", 1), &[(0, entry(0, 1000))])]);
+    let era = ask(&held, &identity("a", 2), None).unwrap();
+    let e = held.entry(era.generation, p(0));
+    let Decision::Start(start) = decide(e, bounds(0, 20, 20), None, OnGap::Stop) else {
+        panic!("not started")
+    };
+    assert_eq!((start.offset, start.base), (offset(0), None));
+}
+
+#[test]
+fn what_was_closed_is_not_closed_again() {
+    let mut held = ledger(&[
+        (identity("a", 1), &[(0, entry(0, 10)), (1, entry(5, 6))]),
+        (identity("a", 2), &[(0, entry(0, 1))]),
+    ]);
+    held.gaps.push(Gap {
+        generation: Generation(0),
+        partition: p(0),
+        start: offset(10),
+        end: None,
+        reason: GapReason::Recreated,
+        at: Millis(1),
+    });
+    let era = ask(&held, &identity("a", 2), None).unwrap();
+    assert!(!era.is_new);
+    let closed: Vec<_> = era.closing.iter().map(|c| c.partition).collect();
+    assert_eq!(closed, vec![p(1)]);
+}
+
+#[test]
+fn h13_another_cluster_is_refused_unless_it_is_accepted_by_name() {
+    let held = ledger(&[(identity("a", 1), &[(0, entry(0, 10))])]);
+    // the very same topic id, as after a restore: still other offsets
+    for topic in [1, 2] {
+        let here = identity("b", topic);
+        for accept in [None, Some("c"), Some("a")] {
+            let refused = ask(&held, &here, accept).unwrap_err();
+            assert!(matches!(refused, TopicRefusal::ForeignCluster { .. }));
+            assert!(refused.to_string().contains("accept_cluster = \"b\""));
+        }
+        let era = ask(&held, &here, Some("b")).unwrap();
+        assert_eq!((era.generation, era.is_new), (Generation(1), true));
+        assert_eq!(era.closing.len(), 1);
+    }
+}
+
+#[test]
+fn p02_an_earlier_incarnation_never_rewinds_the_table() {
+    let held = ledger(&[
+        (identity("a", 1), &[(0, entry(0, 10))]),
+        (identity("a", 2), &[(0, entry(0, 4))]),
+    ]);
+    let refused = ask(&held, &identity("a", 1), None).unwrap_err();
+    assert!(matches!(
+        refused,
+        TopicRefusal::EndedGeneration {
+            generation: Generation(0),
+            newest: Generation(1),
+            ..
+        }
+    ));
+}
+
+#[test]
+fn a_broker_without_topic_ids_is_compared_by_cluster_alone() {
+    let held = ledger(&[(identity("a", 1), &[(0, entry(0, 10))])]);
+    let mute = Identity {
+        cluster_id: Some("a".to_owned()),
+        topic_id: None,
+    };
+    assert!(!ask(&held, &mute, None).unwrap().is_new);
+    let other = Identity {
+        cluster_id: Some("b".to_owned()),
+        topic_id: None,
+    };
+    assert!(ask(&held, &other, None).is_err());
+}
+
+#[test]
+fn h04_the_recorded_isolation_cannot_change() {
+    let ledger = Ledger::default();
+    let here = identity("a", 1);
+    let ask = |recorded| {
+        era(TopicFacts {
+            ledger: &ledger,
+            identity: &here,
+            accept_cluster: None,
+            recorded: Some(recorded),
+            configured: Isolation::ReadCommitted,
+        })
+    };
+    assert!(ask(Isolation::ReadCommitted).is_ok());
+    assert!(matches!(
+        ask(Isolation::ReadUncommitted),
+        Err(TopicRefusal::Isolation { .. })
+    ));
+}
+
+fn check(last_row: Option<i64>, end: i64, epoch_end: Option<i64>, hw: i64) -> CommitCheck {
+    before_commit(CommitFacts {
+        last_row: last_row.map(offset),
+        leader_epoch: Some(3),
+        end: offset(end),
+        epoch_end: epoch_end.map(offset),
+        high_watermark: offset(hw),
+    })
+}
+
+#[test]
+fn h10_control_records_of_a_later_leader_are_no_truncation() {
+    // rows to 10 in epoch 3, which ended at 11; a marker of epoch 4 at 11
+    assert_eq!(check(Some(10), 12, Some(11), 12), CommitCheck::Sound(None));
+    assert_eq!(
+        check(Some(10), 12, Some(12), 12),
+        CommitCheck::Sound(Some(3))
+    );
+    assert_eq!(check(Some(10), 11, None, 12), CommitCheck::Sound(Some(3)));
+    assert_eq!(check(Some(10), 12, None, 12), CommitCheck::Sound(None));
+    // and a row that its epoch no longer holds is one
+    assert!(matches!(
+        check(Some(11), 12, Some(11), 20),
+        CommitCheck::Truncated(_)
+    ));
+    assert!(matches!(
+        check(Some(10), 11, None, 8),
+        CommitCheck::Truncated(_)
+    ));
+    assert_eq!(check(Some(10), 11, Some(11), 8), CommitCheck::Unsettled);
+}
+
+proptest! {
+    /// Every combination: the decision is the one of the table in the module's first lines.
+    #[test]
+    fn every_combination_of_bounds_entry_and_mode_has_one_right_answer(
+        held in prop::option::of((0_i64..20, 0_i64..40)),
+        log_start in 0_i64..60, visible in 0_i64..30, open in 0_i64..10,
+        epoch_end in prop::option::of(0_i64..100), record in any::<bool>(),
+    ) {
+        let e = held.map(|(first, covered)| entry(first, first + covered));
+        let (end, hw) = (log_start + visible, log_start + visible + open);
+        let on_gap = if record { OnGap::Record } else { OnGap::Stop };
+        let epoch_end = e.and(epoch_end);
+        let decision = decide(e.as_ref(), bounds(log_start, end, hw), epoch_end, on_gap);
+        match decision {
+            Decision::Start(s) => {
+                // never below what can be read, never above what exists, never a hole that is not told
+                prop_assert!(s.offset >= offset(log_start) && s.offset <= offset(hw));
+                prop_assert_eq!(s.base, e);
+                match (e, s.gap) {
+                    (None, gap) => prop_assert!(gap.is_none() && s.offset == offset(log_start)),
+                    (Some(e), None) => prop_assert!(s.offset == e.next && s.leader_epoch == e.leader_epoch),
+                    (Some(e), Some(gap)) => {
+                        prop_assert!(record && e.next < s.offset && s.leader_epoch.is_none());
+                        prop_assert_eq!((gap.start(), gap.end()), (e.next, Some(s.offset)));
+                    }
+                }
+                if let Some(end) = epoch_end { prop_assert!(offset(end) >= e.unwrap().next); }
+            }
+            Decision::StopGap(r) => {
+                prop_assert!(!record);
+                prop_assert_eq!((r.start(), r.end()), (e.unwrap().next, offset(log_start)));
+            }
+            Decision::Truncated(t) => {
+                prop_assert_eq!(t.next, e.unwrap().next);
+                prop_assert!(t.end < t.next);
+            }
+            Decision::Unsettled => prop_assert!(e.unwrap().next > offset(hw) && epoch_end.is_some()),
+            Decision::Absent => prop_assert!(false),
+        }
+    }
+
+    /// A started partition's first advance, closings included, is always accepted by the ledger it came from.
+    #[test]
+    fn what_recovery_says_the_ledger_accepts(
+        eras in prop::collection::vec((0_u8..2, 0_u128..3, prop::collection::btree_map(0_i32..3, (0_i64..9, 0_i64..9), 0..3)), 0..4),
+        cluster in 0_u8..2, topic in 0_u128..4, log_start in 0_i64..20, len in 1_i64..9,
+    ) {
+        let name = |c: u8| if c == 0 { "a" } else { "b" };
+        let eras: Vec<(Identity, BTreeMap<i32, (i64, i64)>)> = eras
+            .into_iter().map(|(c, t, ps)| (identity(name(c), t), ps)).collect();
+        let mut held = Ledger::default();
+        for (i, (id, ps)) in eras.iter().enumerate() {
+            // a ledger never holds one identity twice
+            if held.generations.values().any(|g| g.identity.agrees(id)) { continue; }
+            let number = Generation(u32::try_from(held.generations.len()).unwrap());
+            let _ = i;
+            held.generations.insert(number, GenerationLedger {
+                identity: id.clone(),
+                partitions: ps.iter().map(|(n, (f, c))| (p(*n), entry(*f, f + c))).collect(),
+            });
+        }
+        let here = identity(name(cluster), topic);
+        let Ok(era) = ask(&held, &here, Some(name(cluster))) else { return Ok(()) };
+        let mut advances: Vec<Advance> = era.closing.iter().map(|c| Advance {
+            generation: c.generation, identity: c.identity.clone(), partition: c.partition, base: Some(c.entry),
+            segments: vec![Segment::Gap { start: c.entry.next, end: None, reason: GapReason::Recreated, at: Millis(0) }],
+            leader_epoch: c.entry.leader_epoch, hash: c.entry.hash,
+        }).collect();
+        let e = held.entry(era.generation, p(0));
+        if let Decision::Start(s) = decide(e, bounds(log_start, log_start + 40, log_start + 40), None, OnGap::Record) {
+            let mut segments: Vec<Segment> = s.gap.into_iter().collect();
+            segments.push(Segment::Data {
+                range: range(s.offset.get(), s.offset.get() + len), rows: len.unsigned_abs(),
+            });
+            advances.push(Advance {
+                generation: era.generation, identity: here, partition: p(0), base: s.base, segments,
+                leader_epoch: None, hash: 99,
+            });
+        }
+        let next = held.apply(&advances);
+        prop_assert!(next.is_ok(), "{:?}", next);
+        prop_assert!(next.unwrap().descends_from(&held));
+    }
+}

@@ -23,6 +23,7 @@ want() {
 }
 has_go() { [ -n "$(go env GOVERSION)" ]; }
 has_java() { (use_java && command -v javac); }
+has_postgres() { ls /usr/lib/postgresql/*/bin/postgres || command -v postgres; }
 has_certificates() { [ -n "${SSL_CERT_FILE:-}" ] || [ -s /etc/ssl/certs/ca-certificates.crt ] || [ -s /etc/pki/tls/certs/ca-bundle.crt ] || [ -s /etc/ssl/cert.pem ]; }
 
 survey() {
@@ -38,6 +39,8 @@ survey() {
   want python3 python3 --version
   want python3-venv python3 -c 'import ensurepip, venv'
   want procps ps --version
+  want postgresql has_postgres
+  want openssl command -v openssl
 }
 
 # known PACKAGE...: the first that apt knows

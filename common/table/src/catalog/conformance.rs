@@ -583,7 +583,8 @@ impl Subject {
         format!("{word}_{}", self.ids.uuid().simple())
     }
 
-    fn new_ident(&self) -> TableIdent {
+    /// A name that no table has.
+    pub fn new_ident(&self) -> TableIdent {
         TableIdent::new(self.namespace.clone(), self.fresh("t"))
     }
 
@@ -594,7 +595,8 @@ impl Subject {
             .expect("namespace");
     }
 
-    fn new_table(&self, ident: TableIdent) -> NewTable {
+    /// A table with two columns, partitioned by the day of one.
+    pub fn new_table(&self, ident: TableIdent) -> NewTable {
         let topic = NestedField::required(1, "topic", Type::Primitive(PrimitiveType::String));
         let archived_at = NestedField::required(
             2,

@@ -249,7 +249,7 @@ fn postgres_meaning(code: &str) -> Meaning {
 impl Database {
     pub(super) async fn open(uri: &str, name: &str, limit: Duration) -> Result<Self, CatalogError> {
         let pool = match uri.split_once(':') {
-            Some(("sqlite", _)) => open_sqlite(uri).await?,
+            Some(("sqlite", _)) => open_sqlite(uri, limit).await?,
             Some(("postgres" | "postgresql", _)) => open_postgres(uri, limit).await?,
             _ => {
                 let message = "give `sqlite://PATH` or `postgres://USER@HOST/DATABASE`";
@@ -479,15 +479,16 @@ const NAMESPACES: &str = "CREATE TABLE IF NOT EXISTS iceberg_namespace_propertie
     property_value VARCHAR(1000), \
     PRIMARY KEY (catalog_name, namespace, property_key))";
 
-async fn open_sqlite(uri: &str) -> Result<Pool, CatalogError> {
+async fn open_sqlite(uri: &str, limit: Duration) -> Result<Pool, CatalogError> {
     let options = SqliteConnectOptions::from_str(uri)
         .map_err(|error| wrong("uri", error.to_string()))?
         .create_if_missing(true)
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Full)
-        .busy_timeout(BUSY_TIMEOUT);
+        // Before our own limit: its `busy` is a definite no, our running out of patience is not.
+        .busy_timeout(BUSY_TIMEOUT.min(limit / 2));
     let file = options.get_filename().to_path_buf();
-    if file.to_str() == Some(":memory:") || uri.contains("mode=memory") {
+    if uri.contains(":memory:") || uri.contains("mode=memory") {
         return Err(wrong(
             "uri",
             "a catalog in memory would forget its tables; name a file",

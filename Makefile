@@ -3,6 +3,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
 TARGET := $(or $(CARGO_TARGET_DIR),target)
+# the points where tests kill the binary; the binaries of `make demo` and of a release are built without
+FEATURES := $(shell grep -qs '^failpoints *=' cli/Cargo.toml && echo --features everlog-cli/failpoints)
 ARGS ?=
 PORT ?= 29092
 
@@ -21,7 +23,7 @@ demo: ## the whole story on this machine: archive, kill, replay, handoff, time t
 
 test: ## every test, on real Kafka, S3 and catalog servers (ARGS="-p everlog-common" for a part)
 	@tests/services/setup.sh
-	@tests/scripts/run_tests.sh $(ARGS)
+	@FEATURES="$(FEATURES)" tests/scripts/run_tests.sh $(ARGS)
 
 bench: ## archive and replay rates as ratios, measured on this machine
 	@tests/services/setup.sh
@@ -30,8 +32,8 @@ bench: ## archive and replay rates as ratios, measured on this machine
 lint: docs-check ## format, clippy, rustdoc, shell scripts, dependencies: all warnings are errors
 	@tests/services/setup.sh --build
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets --locked -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
+	cargo clippy --workspace --all-targets --locked $(FEATURES) -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked $(FEATURES) --quiet
 	@if command -v shellcheck >/dev/null; then echo "shellcheck"; shellcheck -x -P SCRIPTDIR tests/services/*.sh tests/scripts/*.sh .ci/run; \
 		else echo "shellcheck is not installed: shell scripts were not checked"; fi
 	@if command -v cargo-deny >/dev/null; then echo "cargo deny"; cargo deny --all-features --locked check --hide-inclusion-graph -A duplicate bans licenses sources; \
@@ -42,7 +44,8 @@ fmt: ## format the Rust code
 	cargo fmt --all
 
 docs-check: ## links, metric names and alerts in the documents and in deploy/ fit together
-	@if command -v python3 >/dev/null; then tests/scripts/check_docs.py; else echo "python3 is not installed: documents were not checked"; fi
+	@if command -v python3 >/dev/null; then tests/scripts/check_docs.py && deploy/grafana/make_dashboard.py --check; \
+		else echo "python3 is not installed: documents were not checked"; fi
 
 services: ## start Kafka, S3 and a REST catalog to play with, on ports from PORT (29092)
 	@tests/services/setup.sh

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds and runs the workspace's tests (unit, property, model, documentation, and those on real servers), then says what was done.
-#   run_tests.sh [CARGO TEST ARGUMENT]...     default: --workspace
+#   run_tests.sh [CARGO TEST ARGUMENT]...     default: --workspace, with the features in $FEATURES
 # Tests find the everlog binary in EVERLOG_BIN, the service scripts in EVERLOG_SERVICES, and Python with the readers in EVERLOG_PYTHON.
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
@@ -13,15 +13,32 @@ export EVERLOG_BIN="${CARGO_TARGET_DIR:-$ROOT/target}/debug/everlog"
 cores=$(nproc)
 export RUST_TEST_THREADS="${RUST_TEST_THREADS:-$((cores > 4 ? 4 : cores < 2 ? 2 : cores))}"
 
+# Tests keep their services in temporary folders; what a test that died left running is found there and stopped.
+TMPDIR=$(mktemp -d "${TMPDIR:-/tmp}/everlog-tests.XXXXXX")
+export TMPDIR
+# shellcheck disable=SC2317 # called by the trap
+leftovers() {
+  local f n=0
+  while IFS= read -r f; do
+    if alive "$f"; then
+      stop_pid "$f" 10
+      n=$((n + 1))
+    fi
+  done < <(find "$TMPDIR" -name pid -type f 2>/dev/null)
+  [ "$n" = 0 ] || echo "stopped $n services that tests had left running"
+  rm -rf "$TMPDIR"
+}
+trap leftovers EXIT
+
+read -ra features <<<"${FEATURES:-}"
 selection=("$@")
-[ $# -gt 0 ] || selection=(--workspace)
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+[ $# -gt 0 ] || selection=(--workspace "${features[@]}")
+log="$TMPDIR/output"
 
 SECONDS=0
 echo "building ..."
 # --workspace here too, whatever is tested: with other packages selected, cargo would build shared crates with other features
-cargo build --workspace --all-targets --locked
+cargo build --workspace --all-targets --locked "${features[@]}"
 built=$SECONDS
 echo "testing on $RUST_TEST_THREADS threads ..."
 status=0

@@ -29,7 +29,7 @@ bench: ## archive and replay rates as ratios, measured on this machine
 	@tests/services/setup.sh
 	cargo run --release --locked -p everlog-benches -- $(ARGS)
 
-lint: docs-check ## format, clippy, rustdoc, shell scripts, dependencies: all warnings are errors
+lint: ## format, clippy, rustdoc, shell scripts, dependencies, documents: all warnings are errors
 	@tests/services/setup.sh --build
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked $(FEATURES) -- -D warnings
@@ -38,6 +38,7 @@ lint: docs-check ## format, clippy, rustdoc, shell scripts, dependencies: all wa
 		else echo "shellcheck is not installed: shell scripts were not checked"; fi
 	@if command -v cargo-deny >/dev/null; then echo "cargo deny"; cargo deny --all-features --locked check --hide-inclusion-graph -A duplicate bans licenses sources; \
 		else echo "cargo-deny is not installed (cargo install --locked cargo-deny): dependencies were not checked"; fi
+	@$(MAKE) --no-print-directory docs-check
 	@echo "lint: passed"
 
 fmt: ## format the Rust code

@@ -157,7 +157,7 @@ impl Everlog {
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(binary());
         command
-            .env_remove("FAILPOINTS")
+            .env_remove("EVERLOG_KILL_AT")
             .arg("--config")
             .arg(&self.config)
             .args(args)
@@ -190,8 +190,9 @@ impl Everlog {
         self.ok(&["archive", "--until-caught-up"]);
     }
 
-    /// Starts an archiver in the background; `failpoints` as in the `fail` crate, empty for none.
-    pub fn start(&self, args: &[&str], failpoints: &str) -> Running {
+    /// Starts it in the background; `kill_at` is `POINT@N`: the process kills itself with SIGKILL when it comes to
+    /// that fail point for the Nth time. Empty for never.
+    pub fn start(&self, args: &[&str], kill_at: &str) -> Running {
         let name = format!("{}.log", args.join("-").replace('/', "_"));
         let path = self.dir().join(name);
         let log = std::fs::OpenOptions::new()
@@ -200,8 +201,8 @@ impl Everlog {
             .open(&path)
             .expect("log file");
         let mut command = self.command(args);
-        if !failpoints.is_empty() {
-            command.env("FAILPOINTS", failpoints);
+        if !kill_at.is_empty() {
+            command.env("EVERLOG_KILL_AT", kill_at);
         }
         let child = command
             .stdout(Stdio::null())

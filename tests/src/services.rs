@@ -148,6 +148,25 @@ impl S3 {
         run("s3.sh", &[verb, &self.dir.path().display().to_string()]);
     }
 
+    /// Starts it again on its port, with what it holds.
+    pub fn restart(&self) {
+        let port = self
+            .endpoint
+            .rsplit(':')
+            .next()
+            .unwrap_or_default()
+            .to_owned();
+        run(
+            "s3.sh",
+            &[
+                "start",
+                &self.dir.path().display().to_string(),
+                &port,
+                "warehouse",
+            ],
+        );
+    }
+
     /// Iceberg's properties for this server.
     pub fn properties(&self) -> Vec<(String, String)> {
         [

@@ -95,6 +95,24 @@ impl Kafka {
         self.dir.path().display().to_string()
     }
 
+    /// Bytes of a topic's log segments on the first node's disk.
+    pub fn log_bytes(&self, topic: &str) -> u64 {
+        let data = self.dir.path().join("node1").join("data");
+        std::fs::read_dir(data)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter(|e| {
+                let name = e.file_name().to_string_lossy().into_owned();
+                name.rsplit_once('-').is_some_and(|(t, _)| t == topic)
+            })
+            .filter_map(|e| std::fs::read_dir(e.path()).ok())
+            .flat_map(|files| files.flatten())
+            .filter(|f| f.path().extension().is_some_and(|x| x == "log"))
+            .map(|f| f.metadata().map_or(0, |m| m.len()))
+            .sum()
+    }
+
     /// Runs `kafka.sh VERB DIR NODE`: `kill-node`, `start-node`, `stop-node`, `pause-node`, `resume-node`.
     pub fn node(&self, verb: &str, node: u16) {
         run("kafka.sh", &[verb, &self.path(), &node.to_string()]);

@@ -15,6 +15,7 @@ export RUST_TEST_THREADS="${RUST_TEST_THREADS:-$((cores > 4 ? 4 : cores < 2 ? 2 
 
 # Tests keep their services in temporary folders; what a test that died left running is found there and stopped.
 TMPDIR=$(mktemp -d "${TMPDIR:-/tmp}/everlog-tests.XXXXXX")
+chmod 711 "$TMPDIR" # servers that refuse to run as root run as somebody else, who must get in
 export TMPDIR
 # shellcheck disable=SC2317 # called by the trap
 leftovers() {

@@ -7,8 +7,9 @@ P=${2:-29000}
 ok() { echo "  ok  $*"; }
 is() { [ "$1" = "$2" ] || fail "$3: got $1, want $2"; ok "$3"; }
 fail() { echo "FAILED: $*" >&2; exit 1; }
+chmod 711 "$DIR" # PostgreSQL does not run as root
 cleanup() {
-  for s in toxiproxy catalog s3; do "$HERE/$s.sh" stop "$DIR/$s" || true; done
+  for s in toxiproxy catalog s3 postgres; do "$HERE/$s.sh" stop "$DIR/$s" || true; done
   "$HERE/catalog.sh" stop "$DIR/catalog-readers" || true
   for s in kafka kafka3; do "$HERE/kafka.sh" stop "$DIR/$s" 2>/dev/null || true; done
 }
@@ -68,6 +69,14 @@ is "$(s3 a -X PUT -d again -H 'If-None-Match: *' -o /dev/null -w '%{http_code}')
 is "$(s3 a)" hello "the same after kill -9"
 
 python3 "$HERE/selftest.py" "$HERE/catalog.sh" "$DIR/catalog" $((P + 40)) $((P + 30))
+
+echo "PostgreSQL"
+url=$("$HERE/postgres.sh" start "$DIR/postgres" $((P + 60)))
+is "$(psql "$url" -Atc 'CREATE TABLE t AS SELECT 7 AS n; SELECT n FROM t')" $'SELECT 1\n7' "a table through $url"
+"$HERE/postgres.sh" kill "$DIR/postgres"
+"$HERE/postgres.sh" start "$DIR/postgres" $((P + 60)) >/dev/null
+is "$(psql "$url" -Atc 'SELECT n FROM t')" 7 "the same after kill -9"
+"$HERE/postgres.sh" stop "$DIR/postgres"
 
 echo "the readers"
 PYTHON="$(py_env)/bin/python"

@@ -14,6 +14,13 @@
 //! What the trait never does: decide where to start. Offsets and leader epochs always come from the caller, that is
 //! from the ledger; `auto.offset.reset` never decides anything.
 
+pub mod client;
+#[cfg(feature = "test-util")]
+#[allow(
+    clippy::missing_panics_doc,
+    reason = "every case panics when the contract is broken"
+)]
+pub mod conformance;
 pub mod memory;
 
 use std::collections::BTreeMap;

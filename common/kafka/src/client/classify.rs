@@ -1,0 +1,169 @@
+//! librdkafka's errors as what the caller must do. Pure.
+
+use everlog_common::Offset;
+
+use super::ffi::{Code, Failure};
+use crate::{LogError, PartitionFault};
+
+/// What a failed request means. `last` is what the client logged last: a timeout alone never says why.
+pub(super) fn request(what: &str, failure: &Failure, last: Option<String>) -> LogError {
+    let what = what.to_owned();
+    let detail = match &last {
+        Some(line) if waited_in_vain(failure.code) => format!("{} ({line})", failure.text),
+        _ => failure.text.clone(),
+    };
+    if denied(failure.code)
+        || (waited_in_vain(failure.code) && last.as_deref().is_some_and(speaks_of_authentication))
+    {
+        return LogError::Denied { what, detail };
+    }
+    match failure.code {
+        Code::INVALID_ARG
+        | Code::UNSUPPORTED_FEATURE
+        | Code::CONFLICT
+        | Code::UNSUPPORTED_VERSION
+        | Code::INVALID_REQUEST
+        | Code::INVALID_GROUP_ID
+        | Code::INCONSISTENT_GROUP_PROTOCOL => LogError::Invalid { what, detail },
+        Code::FATAL | Code::DESTROY | Code::FENCED => LogError::Closed(format!("{what}: {detail}")),
+        _ => LogError::Unavailable { what, detail },
+    }
+}
+
+fn waited_in_vain(code: Code) -> bool {
+    matches!(
+        code,
+        Code::TIMED_OUT | Code::TRANSPORT | Code::ALL_BROKERS_DOWN
+    )
+}
+
+fn speaks_of_authentication(line: &str) -> bool {
+    let line = line.to_ascii_lowercase();
+    line.contains("authentication") || line.contains("certificate verify failed")
+}
+
+pub(super) fn denied(code: Code) -> bool {
+    matches!(
+        code,
+        Code::AUTHENTICATION
+            | Code::TOPIC_AUTHORIZATION_FAILED
+            | Code::GROUP_AUTHORIZATION_FAILED
+            | Code::CLUSTER_AUTHORIZATION_FAILED
+            | Code::SASL_AUTHENTICATION_FAILED
+    )
+}
+
+/// Whether the topic or partition is not there (any more).
+pub(super) fn gone(code: Code) -> bool {
+    matches!(
+        code,
+        Code::UNKNOWN_TOPIC_OR_PART
+            | Code::UNKNOWN_TOPIC_ID
+            | Code::INCONSISTENT_TOPIC_ID
+            | Code::NO_SUCH_TOPIC
+            | Code::NO_SUCH_PARTITION
+    )
+}
+
+/// What the client mends by itself: reconnecting, another leader, a coordinator.
+pub(super) fn mends_itself(code: Code) -> bool {
+    matches!(
+        code,
+        Code::TRANSPORT
+            | Code::RESOLVE
+            | Code::ALL_BROKERS_DOWN
+            | Code::TIMED_OUT
+            | Code::WAIT_COORD
+            | Code::MAX_POLL_EXCEEDED
+    )
+}
+
+/// Why a partition stopped, from the error message that the client put into its queue.
+pub(super) fn partition(code: Code, text: &str, offset: i64) -> PartitionFault {
+    let text = text.to_owned();
+    if gone(code) {
+        return PartitionFault::Gone(text);
+    }
+    if denied(code) {
+        return PartitionFault::Denied(text);
+    }
+    match code {
+        Code::LOG_TRUNCATION => PartitionFault::Truncated(text),
+        Code::AUTO_OFFSET_RESET | Code::OFFSET_OUT_OF_RANGE => {
+            if speaks_of_truncation(&text) {
+                PartitionFault::Truncated(text)
+            } else {
+                PartitionFault::OutOfRange {
+                    offset: Offset::new(offset).ok(),
+                    detail: text,
+                }
+            }
+        }
+        Code::BAD_MSG
+        | Code::BAD_COMPRESSION
+        | Code::NOT_IMPLEMENTED
+        | Code::UNDERFLOW
+        | Code::INVALID_MSG
+        | Code::UNSUPPORTED_COMPRESSION_TYPE => PartitionFault::Corrupt(text),
+        _ => PartitionFault::Other(text),
+    }
+}
+
+/// The client reports truncation under the code of an offset reset; only its words tell (librdkafka 2.12.1, pinned).
+fn speaks_of_truncation(text: &str) -> bool {
+    text.contains("log truncation detected") || text.contains("No epoch found less or equal")
+}
+
+/// Where an epoch ended, from the words of a truncation report: `Some(None)` when the broker does not know the epoch,
+/// none when these are other words.
+pub(super) fn epoch_end(text: &str) -> Option<Option<Offset>> {
+    if text.contains("No epoch found less or equal") {
+        return Some(None);
+    }
+    let (_, rest) = text.split_once("broker end offset is ")?;
+    let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+    let offset = digits.parse().ok().and_then(|o| Offset::new(o).ok())?;
+    Some(Some(offset))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TRUNCATED: &str = "fetch failed due to requested offset not available on the broker: Partition log truncation \
+        detected at offset 500 (leader epoch 0): broker end offset is 110 (offset leader epoch 0). Reset to INVALID.";
+    const UNKNOWN: &str =
+        "No epoch found less or equal to offset 5 (leader epoch 7): broker end offset is -1";
+
+    #[test]
+    fn offset_resets_are_told_apart_by_their_words() {
+        let reset = Code::AUTO_OFFSET_RESET;
+        for text in [TRUNCATED, UNKNOWN] {
+            let fault = partition(reset, text, -1001);
+            assert!(matches!(fault, PartitionFault::Truncated(_)), "{fault:?}");
+        }
+        assert_eq!(
+            partition(reset, "Broker: Offset out of range", 10),
+            PartitionFault::OutOfRange {
+                offset: Some(Offset::new(10).unwrap()),
+                detail: "Broker: Offset out of range".into()
+            }
+        );
+        assert_eq!(epoch_end(TRUNCATED), Some(Some(Offset::new(110).unwrap())));
+        assert_eq!(epoch_end(UNKNOWN), Some(None));
+        assert_eq!(epoch_end("Broker: Offset out of range"), None);
+    }
+
+    #[test]
+    fn a_timeout_says_what_the_client_logged_and_bad_credentials_are_no_timeout() {
+        let timeout = Failure::timed_out();
+        let refused = request("bounds", &timeout, Some("Connect failed: refused".into()));
+        assert!(refused.is_transient() && refused.to_string().contains("refused"));
+        let denied = request(
+            "bounds",
+            &timeout,
+            Some("SASL authentication error: Authentication failed".into()),
+        );
+        assert!(matches!(denied, LogError::Denied { .. }));
+    }
+}

@@ -1,0 +1,614 @@
+//! The thread that owns a reader's client.
+//!
+//! It never waits for the caller: with no room in the outbox it stops taking messages (the client's queue fills, and the
+//! client stops fetching) but goes on serving the group.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use everlog_common::{
+    EventColumnsBuilder, Offset, Partition, TimestampType, TopicName, TopicPartition,
+};
+use rdkafka_sys::rd_kafka_timestamp_type_t as TimestampKind;
+
+use super::classify;
+use super::ffi::{Client, Code, Failure, Flow, Message, PartitionList, Queue, Rebalance};
+use super::log::configuration;
+use super::properties::MemoryPlan;
+use super::reader::{Command, Request, Shared};
+use super::slots::{Incoming, Slot, Slots, Taken};
+use crate::{LogError, Membership, PartitionFault, ReaderEvent, ReaderOptions, StartAt};
+
+/// How long one wait may last: a rebalance is noticed after so long at most.
+const TICK: Duration = Duration::from_millis(50);
+/// Leaving the group takes at most so long.
+const LEAVE_LIMIT: Duration = Duration::from_secs(8);
+/// The fatal error of a client is asked for so often.
+const FATAL_CHECK: Duration = Duration::from_secs(1);
+
+/// A rebalance that waits for the caller's answer.
+#[derive(Debug)]
+enum Pending {
+    Assign,
+    Revoke(Vec<TopicPartition>),
+}
+
+pub(super) struct Worker {
+    client: Arc<Client>,
+    queue: Arc<Queue>,
+    shared: Arc<Shared>,
+    options: ReaderOptions,
+    plan: MemoryPlan,
+    slots: Slots,
+    /// What the client has in its assignment, dead ones too.
+    assigned: BTreeSet<TopicPartition>,
+    paused: BTreeSet<TopicPartition>,
+    pending: VecDeque<Pending>,
+    /// Assignments that are no answer: they would be taken for one, so they wait for it.
+    deferred: VecDeque<Request>,
+    /// For the estimate of what the client's queue holds.
+    message_bytes: usize,
+    fatal_checked: Instant,
+    repeated: u64,
+}
+
+impl Worker {
+    pub(super) fn new(
+        properties: &BTreeMap<String, String>,
+        options: ReaderOptions,
+        plan: MemoryPlan,
+        shared: Arc<Shared>,
+    ) -> Result<Self, LogError> {
+        let client = Client::new(properties).map_err(|e| configuration(&e))?;
+        client.poll_as_consumer().map_err(|e| configuration(&e))?;
+        let queue = Arc::new(Queue::new(&client));
+        if let Membership::Group { topics, .. } = &options.membership {
+            client
+                .subscribe(topics)
+                .map_err(|e| classify::request("subscribe", &e, None))?;
+        }
+        shared.attach(Some(Arc::clone(&queue)));
+        Ok(Self {
+            client,
+            queue,
+            shared,
+            options,
+            plan,
+            slots: Slots::default(),
+            assigned: BTreeSet::new(),
+            paused: BTreeSet::new(),
+            pending: VecDeque::new(),
+            deferred: VecDeque::new(),
+            message_bytes: 0,
+            fatal_checked: Instant::now(),
+            repeated: 0,
+        })
+    }
+
+    pub(super) fn run(mut self) {
+        let why = self.work();
+        self.end(why);
+    }
+
+    /// Until the caller stops it or the client is lost; says why.
+    fn work(&mut self) -> String {
+        let mut full = false;
+        loop {
+            for command in self.shared.commands(full.then_some(TICK)) {
+                let Command { request, reply } = command;
+                // a caller that gave up does not need the answer
+                reply.send(self.obey(request)).ok();
+            }
+            if self.shared.stop.load(Ordering::SeqCst) {
+                return "the reader was closed".into();
+            }
+            if let Some(fatal) = self.fatal() {
+                return fatal;
+            }
+            self.serve_group();
+            let outbox = self.shared.outbox_bytes();
+            full = outbox >= self.plan.own;
+            if !full {
+                self.take_messages(self.plan.own - outbox);
+            }
+            self.hand_over_what_is_due();
+            self.count_held();
+        }
+    }
+
+    fn fatal(&mut self) -> Option<String> {
+        if self.fatal_checked.elapsed() < FATAL_CHECK {
+            return None;
+        }
+        self.fatal_checked = Instant::now();
+        self.client.fatal()
+    }
+
+    fn count_held(&self) {
+        let waiting: usize = self.slots.iter().map(Slot::bytes).sum();
+        let queued = self.queue.len().saturating_mul(self.message_bytes);
+        let held = self.shared.outbox_bytes() + waiting + queued;
+        self.shared.held.store(held, Ordering::Relaxed);
+    }
+
+    // --- what the group and the client say ---------------------------------------------------------------------
+
+    fn serve_group(&mut self) {
+        let client = Arc::clone(&self.client);
+        client.serve(|message| self.stray(message));
+        while let Some(rebalance) = self.client.next_rebalance() {
+            self.tell_rebalance(rebalance);
+        }
+    }
+
+    /// A message outside of our queue: errors of the subscription or the client, and never a record.
+    fn stray(&mut self, message: &Message<'_>) {
+        let code = message.code();
+        let text = message.error_text();
+        if let Some(tp) = self.known(message) {
+            let fault = if code == Code::OK {
+                // going on would leave a hole here: start again from the position
+                PartitionFault::Other("a record came by the wrong queue".into())
+            } else {
+                classify::partition(code, &text, message.offset())
+            };
+            self.fail(&tp, fault);
+        } else if classify::denied(code) {
+            let error = classify::request("read", &Failure { code, text }, None);
+            self.shared.tell(|outbox| outbox.error = Some(error));
+        } else if classify::mends_itself(code) {
+            tracing::debug!(%text, "the client reports");
+        } else {
+            self.client.log().line(4, "CONSUME", &text);
+        }
+    }
+
+    fn known(&mut self, message: &Message<'_>) -> Option<TopicPartition> {
+        let tp = source(message.topic(), message.partition())?;
+        self.slots.get_mut(&tp).map(|slot| slot.source().clone())
+    }
+
+    fn tell_rebalance(&mut self, rebalance: Rebalance) {
+        let event = match rebalance {
+            Rebalance::Assign(partitions) => {
+                self.pending.push_back(Pending::Assign);
+                ReaderEvent::Assigned(sources(partitions))
+            }
+            Rebalance::Revoke { partitions, lost } => {
+                let partitions = sources(partitions);
+                for tp in &partitions {
+                    self.hand_over(tp, false);
+                    if let Some(slot) = self.slots.get_mut(tp) {
+                        slot.die();
+                    }
+                }
+                self.pending.push_back(Pending::Revoke(partitions.clone()));
+                ReaderEvent::Revoked { partitions, lost }
+            }
+            Rebalance::Failed(text) => {
+                self.assigned.clear();
+                let dead: Vec<_> = self.slots.iter().map(|s| s.source().clone()).collect();
+                for tp in dead {
+                    self.fail(&tp, PartitionFault::Other(text.clone()));
+                }
+                return;
+            }
+        };
+        self.shared.tell(|outbox| outbox.events.push_back(event));
+    }
+
+    // --- records -----------------------------------------------------------------------------------------------
+
+    fn take_messages(&mut self, room: usize) {
+        let now = Instant::now();
+        let wait = self
+            .slots
+            .iter()
+            .filter_map(Slot::waiting_since)
+            .min()
+            .map_or(TICK, |since| {
+                self.options
+                    .linger
+                    .saturating_sub(now.duration_since(since))
+                    .min(TICK)
+            });
+        let queue = Arc::clone(&self.queue);
+        let mut taken = 0;
+        queue.consume(wait, &mut |message| {
+            let bytes = self.take_message(message);
+            if bytes > 0 {
+                // a slow average is enough for an estimate
+                self.message_bytes = (self.message_bytes * 15 + bytes) / 16;
+            }
+            taken += bytes;
+            if taken >= room { Flow::Stop } else { Flow::On }
+        });
+        if taken >= room {
+            self.hand_over_everything();
+        }
+    }
+
+    /// Returns how many bytes were kept.
+    fn take_message(&mut self, message: &Message<'_>) -> usize {
+        if message.code() != Code::OK {
+            self.take_error(message);
+            return 0;
+        }
+        let partition = message.partition();
+        let Some(slot) = self.slots.find(message.topic_handle(), partition, || {
+            source(message.topic(), partition)
+        }) else {
+            return 0;
+        };
+        let key = message.key();
+        let value = message.value();
+        let size = key.map_or(0, <[u8]>::len) + value.map_or(0, <[u8]>::len);
+        if slot.would_overflow(size) {
+            let tp = slot.source().clone();
+            self.hand_over(&tp, false);
+            return self.take_message(message);
+        }
+        let taken = slot.take_in(
+            Incoming {
+                offset: message.offset(),
+                timestamp: timestamp(message),
+                key,
+                value,
+                headers: message.headers(),
+                leader_epoch: message.leader_epoch(),
+            },
+            Instant::now(),
+        );
+        match taken {
+            Taken::Kept { bytes } => {
+                if slot.bytes() >= self.plan.batch {
+                    let tp = slot.source().clone();
+                    self.hand_over(&tp, false);
+                }
+                bytes
+            }
+            Taken::Repeated => {
+                self.repeated += 1;
+                tracing::debug!(
+                    ?message,
+                    total = self.repeated,
+                    "the client repeated a record: dropped"
+                );
+                0
+            }
+            Taken::Unwanted => 0,
+        }
+    }
+
+    fn take_error(&mut self, message: &Message<'_>) {
+        let code = message.code();
+        let Some(tp) = self.known(message) else {
+            return;
+        };
+        if code == Code::PARTITION_EOF {
+            if let Some(slot) = self.slots.get_mut(&tp) {
+                slot.reached_end(message.offset());
+            }
+            self.hand_over(&tp, true);
+        } else if classify::mends_itself(code) {
+            tracing::debug!(partition = %tp, text = message.error_text(), "the client reports");
+        } else {
+            let fault = classify::partition(code, &message.error_text(), message.offset());
+            self.fail(&tp, fault);
+        }
+    }
+
+    /// The partition delivers nothing more until it is assigned again.
+    fn fail(&mut self, tp: &TopicPartition, fault: PartitionFault) {
+        self.hand_over(tp, false);
+        if let Some(slot) = self.slots.get_mut(tp) {
+            if slot.is_dead() {
+                return;
+            }
+            slot.die();
+            let partition = tp.clone();
+            self.shared.tell(|outbox| {
+                outbox
+                    .events
+                    .push_back(ReaderEvent::Fault { partition, fault })
+            });
+        }
+    }
+
+    // --- handing over ------------------------------------------------------------------------------------------
+
+    fn hand_over(&mut self, tp: &TopicPartition, at_end: bool) {
+        let fetched = self.slots.get_mut(tp).and_then(|slot| slot.take(at_end));
+        if let Some(fetched) = fetched {
+            let bytes = fetched.columns.bytes();
+            self.shared.tell(|outbox| {
+                outbox.bytes += bytes;
+                outbox.events.push_back(ReaderEvent::Fetched(fetched));
+            });
+        }
+    }
+
+    fn hand_over_what_is_due(&mut self) {
+        let (now, linger) = (Instant::now(), self.options.linger);
+        self.hand_over_if(|slot| slot.is_due(now, linger));
+    }
+
+    fn hand_over_everything(&mut self) {
+        self.hand_over_if(|slot| slot.waiting_since().is_some());
+    }
+
+    fn hand_over_if(&mut self, due: impl Fn(&Slot) -> bool) {
+        let batches: Vec<_> = self
+            .slots
+            .iter_mut()
+            .filter(|slot| due(slot))
+            .filter_map(|slot| slot.take(false))
+            .collect();
+        if batches.is_empty() {
+            return;
+        }
+        self.shared.tell(|outbox| {
+            for fetched in batches {
+                outbox.bytes += fetched.columns.bytes();
+                outbox.events.push_back(ReaderEvent::Fetched(fetched));
+            }
+        });
+    }
+
+    // --- commands ----------------------------------------------------------------------------------------------
+
+    fn obey(&mut self, request: Request) -> Result<(), LogError> {
+        match request {
+            Request::Assign {
+                partitions,
+                answers: true,
+            } => {
+                if matches!(self.pending.front(), Some(Pending::Assign)) {
+                    self.pending.pop_front();
+                }
+                let done = self.assign(&partitions);
+                self.obey_deferred();
+                done
+            }
+            Request::Unassign {
+                mut partitions,
+                answers: true,
+            } => {
+                if let Some(Pending::Revoke(_)) = self.pending.front()
+                    && let Some(Pending::Revoke(asked)) = self.pending.pop_front()
+                {
+                    partitions.extend(asked);
+                }
+                let done = self.unassign(&partitions);
+                self.obey_deferred();
+                done
+            }
+            request @ (Request::Assign { .. } | Request::Unassign { .. }) => {
+                // bring up what the group wants by now, so that this is not taken for the answer
+                self.serve_group();
+                if self.pending.is_empty() {
+                    return self.change(request);
+                }
+                self.silence(&request);
+                self.deferred.push_back(request);
+                Ok(())
+            }
+            Request::Pause(partitions) => self.pause(&partitions),
+            Request::Resume(partitions) => self.resume(&partitions),
+            Request::Mirror(positions) => self.mirror(&positions),
+        }
+    }
+
+    fn obey_deferred(&mut self) {
+        while self.pending.is_empty()
+            && let Some(request) = self.deferred.pop_front()
+        {
+            let partitions: Vec<_> = match &request {
+                Request::Assign { partitions, .. } => {
+                    partitions.iter().map(|(tp, _)| tp.clone()).collect()
+                }
+                _ => Vec::new(),
+            };
+            if let Err(error) = self.change(request) {
+                for partition in partitions {
+                    let fault = PartitionFault::Other(error.to_string());
+                    self.shared.tell(|outbox| {
+                        outbox
+                            .events
+                            .push_back(ReaderEvent::Fault { partition, fault });
+                    });
+                }
+            }
+        }
+    }
+
+    fn change(&mut self, request: Request) -> Result<(), LogError> {
+        match request {
+            Request::Assign { partitions, .. } => self.assign(&partitions),
+            Request::Unassign { partitions, .. } => self.unassign(&partitions),
+            other => self.obey(other),
+        }
+    }
+
+    /// What a deferred request moves or takes away delivers nothing until then.
+    fn silence(&mut self, request: &Request) {
+        let partitions: Vec<&TopicPartition> = match request {
+            Request::Assign { partitions, .. } => partitions.iter().map(|(tp, _)| tp).collect(),
+            Request::Unassign { partitions, .. } => partitions.iter().collect(),
+            _ => Vec::new(),
+        };
+        for tp in partitions {
+            self.slots.remove(tp);
+        }
+    }
+
+    fn error(&self, what: &str, failure: &Failure) -> LogError {
+        classify::request(what, failure, self.client.log().last_error())
+    }
+
+    fn assign(&mut self, partitions: &[(TopicPartition, StartAt)]) -> Result<(), LogError> {
+        // later ones win where a partition is named twice
+        let starts: BTreeMap<_, _> = partitions.iter().cloned().collect();
+        let again: Vec<_> = starts
+            .keys()
+            .filter(|tp| self.assigned.contains(tp))
+            .cloned()
+            .collect();
+        if !again.is_empty() {
+            self.unassign(&again)?;
+        }
+        self.give(&starts).map_err(|e| self.error("assign", &e))?;
+        for (tp, start) in starts {
+            self.assigned.insert(tp.clone());
+            self.slots.insert(Slot::new(tp, start.offset));
+        }
+        Ok(())
+    }
+
+    fn give(&mut self, starts: &BTreeMap<TopicPartition, StartAt>) -> Result<(), Failure> {
+        let mut list = PartitionList::with_capacity(starts.len());
+        let mut paused = PartitionList::with_capacity(0);
+        let mut was_paused = false;
+        for (tp, start) in starts {
+            let (topic, partition) = (tp.topic.as_str(), tp.partition.get());
+            list.add_at(topic, partition, start.offset.get(), start.leader_epoch)?;
+            // before the assignment, or the first messages would go to the group's queue
+            self.queue.forward_partition(topic, partition)?;
+            if self.paused.remove(tp) {
+                paused.add(topic, partition)?;
+                was_paused = true;
+            }
+        }
+        if was_paused {
+            self.client.resume(&paused)?;
+        }
+        self.client.incremental_assign(&list)
+    }
+
+    fn unassign(&mut self, partitions: &[TopicPartition]) -> Result<(), LogError> {
+        let mut taken = BTreeSet::new();
+        for tp in partitions {
+            self.slots.remove(tp);
+            if self.assigned.remove(tp) {
+                taken.insert(tp);
+            }
+        }
+        let list = self.list(taken).map_err(|e| self.error("unassign", &e))?;
+        self.client
+            .incremental_unassign(&list)
+            .map_err(|e| self.error("unassign", &e))
+    }
+
+    fn list<'a>(
+        &self,
+        partitions: impl IntoIterator<Item = &'a TopicPartition>,
+    ) -> Result<PartitionList, Failure> {
+        PartitionList::of(
+            partitions
+                .into_iter()
+                .map(|tp| (tp.topic.as_str(), tp.partition.get())),
+        )
+    }
+
+    fn pause(&mut self, partitions: &[TopicPartition]) -> Result<(), LogError> {
+        let known: Vec<_> = partitions
+            .iter()
+            .filter(|tp| self.assigned.contains(tp))
+            .cloned()
+            .collect();
+        self.list(&known)
+            .and_then(|list| self.client.pause(&list))
+            .map_err(|e| self.error("pause", &e))?;
+        self.paused.extend(known);
+        Ok(())
+    }
+
+    fn resume(&mut self, partitions: &[TopicPartition]) -> Result<(), LogError> {
+        let known: Vec<_> = partitions
+            .iter()
+            .filter(|tp| self.paused.contains(tp))
+            .cloned()
+            .collect();
+        self.list(&known)
+            .and_then(|list| self.client.resume(&list))
+            .map_err(|e| self.error("resume", &e))?;
+        for tp in &known {
+            self.paused.remove(tp);
+        }
+        Ok(())
+    }
+
+    fn mirror(&mut self, positions: &[(TopicPartition, Offset)]) -> Result<(), LogError> {
+        let mut list = PartitionList::with_capacity(positions.len());
+        let sent = positions
+            .iter()
+            .try_for_each(|(tp, offset)| {
+                list.add_at(tp.topic.as_str(), tp.partition.get(), offset.get(), None)
+            })
+            .and_then(|()| self.client.commit_async(&list));
+        if let Err(failure) = sent {
+            tracing::debug!(
+                text = failure.text,
+                "offsets were not mirrored to the group"
+            );
+        }
+        Ok(())
+    }
+
+    // --- the end -----------------------------------------------------------------------------------------------
+
+    fn end(mut self, why: String) {
+        // the client would wait for these for ever
+        while let Some(pending) = self.pending.pop_front() {
+            let answered = match pending {
+                Pending::Assign => self.assign(&[]),
+                Pending::Revoke(partitions) => self.unassign(&partitions),
+            };
+            if let Err(error) = answered {
+                tracing::debug!(%error, "a rebalance was not answered while closing");
+            }
+        }
+        self.shared.attach(None);
+        if !self.client.close(LEAVE_LIMIT) {
+            tracing::warn!(
+                "the client did not leave the group in time; the group will time it out"
+            );
+        }
+        self.shared.held.store(0, Ordering::Relaxed);
+        self.shared.tell(|outbox| outbox.ended = Some(why));
+        // commands that came too late are dropped, which tells their callers
+        drop(self.shared.commands(None));
+    }
+}
+
+fn source(topic: &str, partition: i32) -> Option<TopicPartition> {
+    Some(TopicPartition::new(
+        TopicName::new(topic).ok()?,
+        Partition::new(partition).ok()?,
+    ))
+}
+
+fn sources(partitions: Vec<(String, i32)>) -> Vec<TopicPartition> {
+    let mut sources: Vec<_> = partitions
+        .iter()
+        .filter_map(|(topic, partition)| source(topic, *partition))
+        .collect();
+    sources.sort();
+    sources
+}
+
+/// A record without a timestamp says -1, whatever type it names.
+fn timestamp(message: &Message<'_>) -> (i64, TimestampType) {
+    match message.timestamp() {
+        (at, TimestampKind::RD_KAFKA_TIMESTAMP_LOG_APPEND_TIME) => (at, TimestampType::LogAppend),
+        (at, TimestampKind::RD_KAFKA_TIMESTAMP_CREATE_TIME) if at != -1 => {
+            (at, TimestampType::Create)
+        }
+        _ => (-1, TimestampType::None),
+    }
+}
+
+// one batch must take the largest record Kafka allows next to a full one
+const _: () = assert!(EventColumnsBuilder::BATCH_BYTES_MAX <= 1 << 30);

@@ -7,7 +7,7 @@ use everlog_common::{Partition, TopicName, TopicPartition};
 use everlog_kafka::{Fetched, PartitionFault, ReaderEvent};
 
 use super::topic::{Part, PartState};
-use super::{ASSIGN, MIRROR, Pipeline, REVOKE, Revocation};
+use super::{ASSIGN, MIRROR, Pipeline, Question, REVOKE};
 use crate::error::{Failure, FailureKind, one_line};
 
 /// So many faults of one kind in a row are believed.
@@ -128,14 +128,19 @@ impl Pipeline {
     async fn on_assigned(&mut self, partitions: Vec<TopicPartition>) {
         let now = self.now();
         tracing::info!(partitions = partitions.len(), "assigned by the group");
-        self.answer_due = Some(now + ASSIGN);
-        let is_empty = partitions.is_empty();
+        // an empty gift is answered at once
+        let wait = if partitions.is_empty() {
+            Duration::ZERO
+        } else {
+            ASSIGN
+        };
+        self.questions.push_back(Question::Assigned {
+            deadline: now + wait,
+        });
         for tp in partitions {
             self.want(&tp, now);
         }
-        if is_empty {
-            self.assign(&[]).await;
-        }
+        self.answer_the_group(now).await;
     }
 
     /// A partition is ours from now on; it will be recovered.
@@ -175,13 +180,25 @@ impl Pipeline {
             let Some(topic) = self.topics.get_mut(&tp.topic) else {
                 continue;
             };
-            let is_settled = topic
-                .parts
-                .get(&tp.partition)
-                .and_then(Part::buffer)
-                .is_none_or(crate::accumulator::Buffer::is_settled);
-            if lost || is_settled {
+            let Some(part) = topic.parts.get_mut(&tp.partition) else {
                 continue;
+            };
+            // not to be recovered any more either
+            part.retry_at = Duration::MAX;
+            match std::mem::take(&mut part.state) {
+                PartState::Reading(buffer) | PartState::Draining(buffer)
+                    if !lost && !buffer.is_settled() =>
+                {
+                    part.state = PartState::Draining(buffer);
+                }
+                PartState::Stopped(failure) => {
+                    part.state = PartState::Stopped(failure);
+                    continue;
+                }
+                _ => {
+                    topic.recount(now);
+                    continue;
+                }
             }
             topic.flush |= topic.is_dirty();
             waiting.insert(tp.clone());
@@ -193,7 +210,7 @@ impl Pipeline {
                 self.on_reader_error(error);
             }
         }
-        self.revocations.push(Revocation {
+        self.questions.push_back(Question::Revoked {
             partitions,
             waiting,
             deadline: now + REVOKE,
@@ -201,37 +218,45 @@ impl Pipeline {
         self.answer_the_group(now).await;
     }
 
-    /// Gives back what is committed, or has waited for long enough; and answers an assignment whose recovery takes long.
+    /// Answers the group, in the order of its questions: gives back what is committed or has waited for long enough,
+    /// and does not let it wait for a recovery that takes long (what is recovered later is assigned then).
     pub(super) async fn answer_the_group(&mut self, now: Duration) {
-        if self.answer_due.is_some_and(|due| now >= due) {
-            self.assign(&[]).await;
-        }
-        let mut ready = Vec::new();
-        for revocation in &mut self.revocations {
-            revocation.waiting.retain(|tp| {
-                self.topics
-                    .get(&tp.topic)
-                    .and_then(|t| t.parts.get(&tp.partition))
-                    .and_then(Part::buffer)
-                    .is_some_and(|b| !b.is_settled())
-            });
-            if revocation.waiting.is_empty() || now >= revocation.deadline {
-                ready.append(&mut revocation.partitions);
-                revocation.waiting.clear();
+        while let Some(question) = self.questions.front_mut() {
+            match question {
+                Question::Assigned { deadline } => {
+                    if now < *deadline {
+                        return;
+                    }
+                    self.assign(&[]).await;
+                }
+                Question::Revoked {
+                    waiting, deadline, ..
+                } => {
+                    waiting.retain(|tp| {
+                        self.topics
+                            .get(&tp.topic)
+                            .and_then(|t| t.parts.get(&tp.partition))
+                            .and_then(Part::buffer)
+                            .is_some_and(|b| !b.is_settled())
+                    });
+                    if !waiting.is_empty() && now < *deadline {
+                        return;
+                    }
+                    self.give_back(now).await;
+                }
             }
         }
-        if self.revocations.is_empty() {
+    }
+
+    /// Answers the revocation at the head of the questions.
+    async fn give_back(&mut self, now: Duration) {
+        let Some(Question::Revoked { partitions, .. }) = self.questions.pop_front() else {
             return;
-        }
-        let had = self.revocations.len();
-        self.revocations.retain(|r| !r.waiting.is_empty());
-        if self.revocations.len() == had {
-            return;
-        }
-        for tp in &ready {
+        };
+        for tp in &partitions {
             self.drop_partition(tp, now);
         }
-        if let Err(error) = self.reader.unassign(&ready).await {
+        if let Err(error) = self.reader.unassign(&partitions).await {
             self.on_reader_error(error);
         }
     }
@@ -257,7 +282,9 @@ impl Pipeline {
 
     /// Hands starts to the reader. A reader that fails brings the partitions back to recovery.
     pub(super) async fn assign(&mut self, starts: &[(TopicPartition, everlog_kafka::StartAt)]) {
-        self.answer_due = None;
+        if matches!(self.questions.front(), Some(Question::Assigned { .. })) {
+            self.questions.pop_front();
+        }
         if let Err(error) = self.reader.assign(starts).await {
             let now = self.now();
             for (tp, _) in starts {

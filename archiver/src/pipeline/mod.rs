@@ -24,7 +24,7 @@ mod jobs;
 mod prepare;
 mod topic;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -69,11 +69,16 @@ const ENCODERS: usize = 2;
 /// So many fences in a row, for so long, and another writer is stronger.
 const FENCES_MAX: u32 = 20;
 
-/// Partitions that the group wants back, until the last of them is committed.
-struct Revocation {
-    partitions: Vec<TopicPartition>,
-    waiting: BTreeSet<TopicPartition>,
-    deadline: Duration,
+/// What the group asked and waits for. Answered in order.
+enum Question {
+    /// It gave partitions; the answer is due when they are recovered, at the latest then.
+    Assigned { deadline: Duration },
+    /// It wants partitions back; the answer is due when the last of them is committed, at the latest then.
+    Revoked {
+        partitions: Vec<TopicPartition>,
+        waiting: BTreeSet<TopicPartition>,
+        deadline: Duration,
+    },
 }
 
 enum Phase {
@@ -93,9 +98,7 @@ pub(crate) struct Pipeline {
     jobs: JoinSet<Done>,
     phase: Phase,
     is_full: bool,
-    revocations: Vec<Revocation>,
-    /// The group waits for an answer to what it gave, at the latest then.
-    answer_due: Option<Duration>,
+    questions: VecDeque<Question>,
     caught_up: Option<CaughtUp>,
     looks: Looks,
     mirror: BTreeMap<TopicPartition, Offset>,
@@ -147,8 +150,7 @@ pub(crate) async fn run(
         jobs: JoinSet::new(),
         phase: Phase::Running,
         is_full: false,
-        revocations: Vec::new(),
-        answer_due: None,
+        questions: VecDeque::new(),
         caught_up,
         looks: Looks {
             discovery: Some(now),

@@ -40,13 +40,13 @@ pub enum Headroom {
 }
 
 impl Headroom {
-    /// For a gauge: seconds; infinite where nothing is deleted, not a number where unknown.
-    pub fn seconds(self) -> f64 {
+    /// For a gauge: seconds; infinite where nothing is deleted, none where unknown.
+    pub fn seconds(self) -> Option<f64> {
         match self {
-            Self::Unlimited => f64::INFINITY,
-            Self::Ahead(d) => d.as_secs_f64(),
-            Self::Overtaken => 0.0,
-            Self::Unknown => f64::NAN,
+            Self::Unlimited => Some(f64::INFINITY),
+            Self::Ahead(d) => Some(d.as_secs_f64()),
+            Self::Overtaken => Some(0.0),
+            Self::Unknown => None,
         }
     }
 }
@@ -170,7 +170,7 @@ mod tests {
             ..facts()
         };
         assert_eq!(headroom(&f), Headroom::Unknown);
-        assert!(Headroom::Unknown.seconds().is_nan());
+        assert_eq!(Headroom::Unknown.seconds(), None);
     }
 
     #[test]

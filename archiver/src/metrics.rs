@@ -163,7 +163,7 @@ impl Metrics {
             lag_records: "Offsets between the ledger and the end of the log, as of the last look at the brokers",
             lag_seconds: "How long ago the log first held something that is not archived yet; 0 when everything is",
             retention_headroom_seconds:
-                "Time until Kafka deletes something that is not archived; +Inf if nothing is deleted, NaN if unknown",
+                "Time until Kafka deletes something that is not archived; +Inf if nothing is deleted, absent if unknown",
             gap_offsets: "Offsets that Kafka deleted before they were archived, recorded as gaps by this process",
             partition_stopped: "1 while a partition is stopped for this reason and needs an operator",
             commits: "Commits by outcome: committed, fenced, unknown, failed",

@@ -29,6 +29,7 @@ use everlog_table::storage::StorageErrorKind;
 use everlog_table::writer::{FILE_BYTES_TARGET, WriteError, WriteRequest, write_files};
 use tokio::sync::Semaphore;
 
+use super::MISSING;
 use super::prepare::{self, identity_of};
 use crate::accumulator::{Cut, Unsound};
 use crate::backoff::Backoff;
@@ -174,6 +175,7 @@ impl Job {
     async fn check(&self) -> Result<Checked, Stop> {
         let mut backoff = Backoff::default();
         let mut looks = 0;
+        let began = self.deps.clock.elapsed();
         loop {
             match self.look().await {
                 Ok((checked, is_settled)) => {
@@ -182,6 +184,13 @@ impl Job {
                         return Ok(checked);
                     }
                     self.deps.clock.sleep(Duration::from_millis(500)).await;
+                }
+                // metadata may be on its way; dropping the rows is not to be undone
+                Err(Look::Stop(Stop::Gone))
+                    if self.deps.clock.elapsed().saturating_sub(began) < MISSING =>
+                {
+                    self.hold(&mut backoff, "log", "the topic is not there")
+                        .await;
                 }
                 Err(Look::Stop(stop)) => return Err(stop),
                 Err(Look::Log(error)) if error.is_transient() => {

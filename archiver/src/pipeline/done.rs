@@ -580,10 +580,18 @@ impl Pipeline {
             .lag_seconds
             .get_or_create(&labels)
             .set(age.as_secs_f64());
-        metrics
-            .retention_headroom_seconds
-            .get_or_create(&labels)
-            .set(headroom(&facts).seconds());
+        match headroom(&facts).seconds() {
+            Some(seconds) => {
+                metrics
+                    .retention_headroom_seconds
+                    .get_or_create(&labels)
+                    .set(seconds);
+            }
+            // absent is what unknown looks like to an alert
+            None => {
+                metrics.retention_headroom_seconds.remove(&labels);
+            }
+        }
     }
 }
 

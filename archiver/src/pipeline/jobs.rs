@@ -97,9 +97,10 @@ impl Pipeline {
         if cuts.is_empty() {
             return;
         }
-        // on the beat, unless that has passed
-        topic.next_commit = if topic.next_commit + interval > now {
-            topic.next_commit.max(now) + interval
+        // on the beat, unless this one is early or late
+        let beat = topic.next_commit + interval;
+        topic.next_commit = if now >= topic.next_commit && beat > now {
+            beat
         } else {
             now + interval
         };

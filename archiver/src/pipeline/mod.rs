@@ -48,6 +48,9 @@ use crate::{Components, RunSummary};
 /// How long one poll of the reader waits, and so how late a timer may be.
 const POLL: Duration = Duration::from_millis(50);
 
+/// How often timers are looked at while data flows.
+const TICK: Duration = Duration::from_millis(5);
+
 /// How long the last commit may take before the process leaves: what is not committed is read again next time.
 const LAST_COMMIT: Duration = Duration::from_secs(30);
 
@@ -98,6 +101,9 @@ pub(crate) struct Pipeline {
     jobs: JoinSet<Done>,
     phase: Phase,
     is_full: bool,
+    /// Something happened that timers and jobs have to see at once.
+    is_due: bool,
+    ticked_at: Duration,
     questions: VecDeque<Question>,
     caught_up: Option<CaughtUp>,
     looks: Looks,
@@ -150,6 +156,8 @@ pub(crate) async fn run(
         jobs: JoinSet::new(),
         phase: Phase::Running,
         is_full: false,
+        is_due: true,
+        ticked_at: now,
         questions: VecDeque::new(),
         caught_up,
         looks: Looks {
@@ -239,20 +247,29 @@ impl Pipeline {
 
     async fn run(mut self, shutdown: CancellationToken) -> Result<RunSummary, ArchiverError> {
         loop {
-            self.tick().await;
-            if self.is_finished() {
-                break;
+            self.weigh().await;
+            let now = self.now();
+            if self.is_due || now.saturating_sub(self.ticked_at) >= TICK {
+                (self.is_due, self.ticked_at) = (false, now);
+                self.tick(now).await;
+                if self.is_finished() {
+                    break;
+                }
             }
             let can_poll = self.can_poll();
             tokio::select! {
                 biased;
                 () = shutdown.cancelled(), if !self.is_stopping() => self.stop("asked to"),
                 Some(done) = self.jobs.join_next(), if !self.jobs.is_empty() => match done {
-                    Ok(done) => self.on_done(done).await,
+                    Ok(done) => {
+                        self.is_due = true;
+                        self.on_done(done).await;
+                    }
                     Err(error) => return self.panicked(&error).await,
                 },
                 polled = self.reader.poll(POLL), if can_poll => match polled {
                     Ok(events) => {
+                        self.is_due |= events.is_empty();
                         fail::fail_point!("archiver::after_poll");
                         self.poll_backoff.reset();
                         for event in events {
@@ -261,7 +278,7 @@ impl Pipeline {
                     }
                     Err(error) => self.on_poll_error(error),
                 },
-                () = self.components.clock.sleep(POLL), if !can_poll => {}
+                () = self.components.clock.sleep(POLL), if !can_poll => self.is_due = true,
             }
         }
         self.end().await
@@ -297,6 +314,7 @@ impl Pipeline {
             return;
         }
         tracing::info!(reason = why, "stopping");
+        self.is_due = true;
         self.phase = Phase::Stopping {
             deadline: self.now() + LAST_COMMIT,
         };
@@ -318,9 +336,7 @@ impl Pipeline {
     }
 
     /// What is due: timers, jobs, pressure.
-    async fn tick(&mut self) {
-        let now = self.now();
-        self.weigh().await;
+    async fn tick(&mut self, now: Duration) {
         self.answer_the_group(now).await;
         self.look_around(now);
         self.check_caught_up(now);
@@ -379,10 +395,12 @@ impl Pipeline {
             }
         }
         if pressure != Pressure::None {
+            // a commit of crumbs would not help, unless nothing else is left
+            let least = if is_full { 1 } else { self.budget.limit() / 8 };
             let largest = self
                 .topics
                 .values_mut()
-                .filter(|t| t.job.is_none() && t.failure.is_none() && t.pending_bytes > 0)
+                .filter(|t| t.job.is_none() && t.failure.is_none() && t.pending_bytes >= least)
                 .max_by_key(|t| t.pending_bytes);
             if let Some(topic) = largest {
                 topic.flush = true;

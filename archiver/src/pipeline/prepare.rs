@@ -63,13 +63,13 @@ pub(crate) async fn prepare(request: Request) -> Result<Prepared, Failure> {
     let archive = match request.archive.clone() {
         Some(archive) => archive,
         None => {
-            Archive::open_or_create(
-                request.deps.clone(),
-                &request.settings.namespace,
-                &request.topic,
-                &request.settings.table,
-            )
-            .await?
+            let mut table = request.settings.table.clone();
+            table.properties.insert(
+                summary::ISOLATION.to_owned(),
+                request.settings.isolation.as_str().to_owned(),
+            );
+            let namespace = &request.settings.namespace;
+            Archive::open_or_create(request.deps.clone(), namespace, &request.topic, &table).await?
         }
     };
     let state = state_of(&archive, request.settings.accept).await?;

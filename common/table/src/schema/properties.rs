@@ -67,7 +67,9 @@ impl TableSettings {
             properties.insert(key, "full".to_owned());
         }
         for (key, value) in &self.properties {
-            if key.starts_with(OURS) || key == "format-version" {
+            // the archiver records what it was told; whoever else sets it decides nothing
+            let is_ours = key.starts_with(OURS) && key != crate::summary::ISOLATION;
+            if is_ours || key == "format-version" {
                 return Err(SchemaError::Property {
                     key: key.clone(),
                     message: "is everlog's own and cannot be set".to_owned(),

@@ -13,11 +13,17 @@
     reason = "the one line about a failure goes to standard error"
 )]
 
+mod archive;
+mod components;
 mod config;
 mod failure;
+mod maintain;
+mod process;
 mod settings;
 mod signals;
+mod status;
 mod telemetry;
+mod text;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -26,6 +32,7 @@ use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
 use failure::{Failure, Status};
+use settings::Needs;
 use telemetry::LogFormat;
 
 /// Kafka and Iceberg as one log: archive every record exactly once, replay it, go on live
@@ -67,6 +74,9 @@ Examples:
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Archive(archive::ArchiveArgs),
+    Status(status::StatusArgs),
+    Maintain(maintain::MaintainArgs),
     Config(config::ConfigArgs),
 }
 
@@ -91,9 +101,29 @@ fn run(cli: Cli) -> Result<(), Failure> {
         reason = "the environment is read here and judged in settings"
     )]
     let document = || settings::read(cli.config.as_deref(), std::env::vars_os());
-    match &cli.command {
-        Command::Config(args) => config::run(args, document),
-    }
+    let command = match &cli.command {
+        Command::Config(args) => return config::run(args, document),
+        command => command,
+    };
+    // A long-running process tells what it does; a command that answers a question does not.
+    let level = match command {
+        Command::Archive(_) => "info",
+        _ => "warn",
+    };
+    telemetry::start(cli.log_format, cli.log_level.as_deref(), level)?;
+    process::arm_kill_at()?;
+    let settings = |needs| Ok::<_, Failure>(document()?.settings(needs)?);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        match command {
+            Command::Archive(args) => archive::run(args, &settings(Needs::ALL)?).await,
+            Command::Status(args) => status::run(args, &settings(Needs::default())?).await,
+            Command::Maintain(args) => maintain::run(args, &settings(Needs::default())?).await,
+            Command::Config(_) => Ok(()),
+        }
+    })
 }
 
 /// The one line about a failure; as JSON where the log is.

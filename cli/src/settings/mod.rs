@@ -69,6 +69,15 @@ pub(crate) struct CatalogSettings {
     pub(crate) namespace: String,
 }
 
+/// `http` of the archiver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Http {
+    /// Where.
+    pub(crate) address: SocketAddr,
+    /// Whether it is not the default, which gives way where it is in use.
+    pub(crate) is_chosen: bool,
+}
+
 /// `[archive]`.
 #[derive(Debug, Clone)]
 pub(crate) struct ArchiveSettings {
@@ -91,7 +100,7 @@ pub(crate) struct ArchiveSettings {
     /// How new tables are partitioned.
     pub(crate) partition_by: PartitionBy,
     /// Where health and metrics are served.
-    pub(crate) http: Option<SocketAddr>,
+    pub(crate) http: Option<Http>,
     /// Whether it maintains its tables.
     pub(crate) maintenance: bool,
     /// Whether maintenance deletes objects.
@@ -274,14 +283,11 @@ impl Check<'_> {
         let snapshot_age = self.duration(Archive, "snapshot_age");
         let snapshots_min = self.integer(Archive, "snapshots_min");
         let snapshots_max = self.integer(Archive, "snapshots_max");
-        if let (Some(min), Some(max)) = (snapshots_min, snapshots_max) {
-            if min > max {
-                self.problem(
-                    Archive,
-                    "snapshots_min",
-                    format!("is {min}, more than snapshots_max, {max}"),
-                );
-            }
+        if let (Some(min), Some(max)) = (snapshots_min, snapshots_max)
+            && min > max
+        {
+            let message = format!("is {min}, more than snapshots_max, {max}");
+            self.problem(Archive, "snapshots_min", message);
         }
         let replay_memory = self.bytes(Replay, "memory");
         let threads = match self.raw.get(Replay, "threads") {
@@ -311,7 +317,7 @@ impl Check<'_> {
                 memory: archive_memory?,
                 discovery_interval: discovery_interval?,
                 partition_by: partition_by?,
-                http: http?,
+                http,
                 maintenance: maintenance?,
                 delete_files: delete_files?,
                 snapshot_age: snapshot_age?,
@@ -445,22 +451,25 @@ impl Check<'_> {
         }
     }
 
-    fn http(&mut self) -> Option<Option<SocketAddr>> {
-        let address = self.text(Section::Archive, "http", false)?;
-        if address.is_empty() {
-            return Some(None);
+    fn http(&mut self) -> Option<Http> {
+        let text = self.text(Section::Archive, "http", false)?;
+        if text.is_empty() {
+            return None;
         }
-        match address.parse() {
-            Ok(address) => Some(Some(address)),
-            Err(_) => {
-                self.problem(
-                    Section::Archive,
-                    "http",
-                    format!("{address:?} is not IP:PORT, like \"127.0.0.1:9464\" or \"[::]:9464\""),
-                );
-                None
-            }
-        }
+        let Ok(address) = text.parse() else {
+            self.problem(
+                Section::Archive,
+                "http",
+                format!("{text:?} is not IP:PORT, like \"127.0.0.1:9464\" or \"[::]:9464\""),
+            );
+            return None;
+        };
+        let is_default = find(Section::Archive, "http")
+            .is_some_and(|f| matches!(f.absent, Absent::Default(default) if default == text));
+        Some(Http {
+            address,
+            is_chosen: !is_default,
+        })
     }
 
     fn problem(&mut self, section: Section, key: &str, message: String) {

@@ -315,8 +315,8 @@ fn fits(variable: &str, key: &str) -> bool {
     loop {
         match (variable, key) {
             ([], []) => return true,
-            ([b'_', b'_', v @ ..], [b'.', k @ ..]) => (variable, key) = (v, k),
-            ([b'_', v @ ..], [b'.' | b'-' | b'_', k @ ..]) => (variable, key) = (v, k),
+            ([b'_', b'_', v @ ..], [b'.', k @ ..])
+            | ([b'_', v @ ..], [b'.' | b'-' | b'_', k @ ..]) => (variable, key) = (v, k),
             ([a, v @ ..], [b, k @ ..]) if a == b => (variable, key) = (v, k),
             _ => return false,
         }
@@ -422,10 +422,10 @@ fn written(value: &Spanned<DeValue<'_>>) -> Written {
 
 /// A list in a variable: a TOML array, or items separated by commas.
 fn parse_list(text: &str) -> Written {
-    if text.trim_start().starts_with('[') {
-        if let Ok(value) = DeValue::parse(text) {
-            return written(&value);
-        }
+    if text.trim_start().starts_with('[')
+        && let Ok(value) = DeValue::parse(text)
+    {
+        return written(&value);
     }
     Written::List(
         text.split(',')
@@ -449,7 +449,7 @@ impl<'a> Lines<'a> {
     /// Line and column, from 1.
     fn place(&self, at: usize) -> (usize, usize) {
         let before = self.text.as_bytes().get(..at).unwrap_or_default();
-        let line = before.iter().filter(|b| **b == b'\n').count() + 1;
+        let line = before.split(|b| *b == b'\n').count();
         let column = before.iter().rev().take_while(|b| **b != b'\n').count() + 1;
         (line, column)
     }

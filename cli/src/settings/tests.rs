@@ -48,7 +48,10 @@ fn a_small_file_gets_every_default() {
     assert_eq!(settings.archive.memory, 512 << 20);
     assert_eq!(
         settings.archive.http,
-        Some(SocketAddr::from(([127, 0, 0, 1], 9464)))
+        Some(Http {
+            address: SocketAddr::from(([127, 0, 0, 1], 9464)),
+            is_chosen: false,
+        })
     );
     assert!(settings.archive.maintenance && settings.archive.delete_files);
     assert_eq!(settings.replay.memory, 256 << 20);

@@ -1,6 +1,7 @@
 //! The Iceberg table as archive: docs/table-format.md in code.
 //!
 //! - [`schema`]: columns, partition spec, sort order, properties, names
+//! - [`codec`]: event columns to table columns and back
 //! - [`files`]: data files as values
 //! - [`writer`]: rows into data files
 //! - [`scan`]: data files into runs of rows
@@ -13,6 +14,7 @@
 
 pub mod archive;
 pub mod catalog;
+pub mod codec;
 pub mod files;
 pub mod maintain;
 pub mod scan;

@@ -84,8 +84,7 @@ pub struct RowContext<'a> {
 
 /// A time as the table's microseconds.
 pub(crate) fn micros(at: Millis) -> Result<i64, CodecError> {
-    at.0.checked_mul(1000)
-        .ok_or(CodecError::ArchivedAt(at.0))
+    at.0.checked_mul(1000).ok_or(CodecError::ArchivedAt(at.0))
 }
 
 /// The rows as the table stores them; the schema is [`ColumnMap::arrow_schema`].
@@ -107,13 +106,10 @@ pub fn encode(
         .map(|column| -> ArrayRef {
             match column {
                 Column::Topic => Arc::new(constant_topic(context.topic, len)),
-                Column::Generation => Arc::new(Int32Array::from_value(
-                    context.generation.as_i32(),
-                    len,
-                )),
-                Column::Partition => {
-                    Arc::new(Int32Array::from_value(context.partition.get(), len))
+                Column::Generation => {
+                    Arc::new(Int32Array::from_value(context.generation.as_i32(), len))
                 }
+                Column::Partition => Arc::new(Int32Array::from_value(context.partition.get(), len)),
                 Column::Offset => Arc::new(rows.offsets.clone()),
                 Column::Timestamp => Arc::new(in_utc(timestamp.clone())),
                 Column::TimestampType => Arc::new(Int32Array::from_iter_values(types.clone())),
@@ -182,7 +178,8 @@ impl StoredColumns {
             let what = format!("{} is no offset", self.offsets.value(row));
             return Err(CodecError::value(Column::Offset, row, what));
         }
-        let binary = |array: Option<BinaryArray>| array.unwrap_or_else(|| BinaryArray::new_null(len));
+        let binary =
+            |array: Option<BinaryArray>| array.unwrap_or_else(|| BinaryArray::new_null(len));
         Ok(EventColumns {
             timestamps: timestamps::decode(
                 self.timestamps.as_ref(),

@@ -16,10 +16,13 @@ pub mod archive;
 pub mod catalog;
 pub mod codec;
 pub mod files;
+mod footer;
 pub mod maintain;
 pub mod scan;
 pub mod schema;
 pub mod snapshot;
 pub mod storage;
 pub mod summary;
+#[cfg(test)]
+mod test_table;
 pub mod writer;

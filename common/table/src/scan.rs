@@ -1,12 +1,30 @@
 //! Data files read: footer, then row group by row group, each as runs of one partition.
+//!
+//! Files may be everlog's own or another engine's: columns are found by field id, in any order; statistics and key-value
+//! metadata may be missing; rows may be in any order.
+//!
+//! Invariants
+//! - What is delivered is what was stored: lengths are held against the manifest, page checksums against the pages, and
+//!   in everlog's own files a checksum against every byte that is read, before it is decoded.
+//! - Bytes that make no sense are an error that names file and place; they cost no more memory than the file's size
+//!   allows, and no panic leaves the decoding thread.
 
-use std::sync::Arc;
+mod bounds;
+mod columns;
+mod decode;
+mod guard;
+mod open;
 
 use everlog_common::{EventColumns, Generation, Partition, TopicName};
-use parquet::file::metadata::ParquetMetaData;
+use parquet::arrow::arrow_reader::ArrowReaderMetadata;
 
 use crate::files::{FileBounds, FileRange, PlannedFile};
+use crate::schema::Column;
 use crate::storage::{Storage, StorageError, StorageErrorKind};
+use columns::FileColumns;
+use decode::{Chunk, DecodeError, Fetched};
+
+pub use open::read_footer;
 
 /// Why a data file cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -93,8 +111,16 @@ pub struct FileFooter {
     pub ranges: Option<Vec<FileRange>>,
     /// The row groups, in file order.
     pub row_groups: Vec<RowGroupInfo>,
-    #[allow(dead_code, reason = "read by the decoder")]
-    metadata: Arc<ParquetMetaData>,
+    metadata: ArrowReaderMetadata,
+    columns: FileColumns,
+    /// The topic of all rows, and the checksums of all column chunks, where everlog wrote the file.
+    own: Option<Own>,
+}
+
+#[derive(Debug, Clone)]
+struct Own {
+    topic: String,
+    checksums: Vec<u64>,
 }
 
 /// Rows of one partition, in file order.
@@ -111,20 +137,108 @@ pub struct DecodedRun {
     pub columns: EventColumns,
 }
 
-/// Reads a file's footer, and holds length and row count against the manifest.
-#[allow(clippy::unused_async, reason = "the reader lands next")]
-pub async fn read_footer(_storage: &Storage, file: &PlannedFile) -> Result<FileFooter, ScanError> {
-    Err(ScanError::unsupported(&file.path, "the reader lands next"))
-}
+/// The columns that make up a record, and say whose it is.
+const RECORD: [Column; 11] = [
+    Column::Generation,
+    Column::Partition,
+    Column::Offset,
+    Column::Timestamp,
+    Column::TimestampType,
+    Column::Key,
+    Column::Value,
+    Column::Headers,
+    Column::LeaderEpoch,
+    Column::TimestampRaw,
+    Column::HeadersRaw,
+];
 
 /// Fetches and decodes one row group. Checksums and lengths are verified; rows of another topic are refused.
-#[allow(clippy::unused_async, reason = "the reader lands next")]
+///
+/// Dropping the future drops the fetch; decoding that has begun goes on unseen to its end.
 pub async fn read_row_group(
-    _storage: &Storage,
+    storage: &Storage,
     file: &PlannedFile,
-    _footer: &FileFooter,
-    _row_group: usize,
-    _topic: &TopicName,
+    footer: &FileFooter,
+    row_group: usize,
+    topic: &TopicName,
 ) -> Result<Vec<DecodedRun>, ScanError> {
-    Err(ScanError::unsupported(&file.path, "the reader lands next"))
+    let wrong = |what: String| ScanError::corrupt(&file.path, what);
+    if let Some(own) = &footer.own
+        && own.topic != topic.as_str()
+    {
+        return Err(wrong(format!(
+            "it holds topic {:?}, not {:?}",
+            own.topic,
+            topic.as_str()
+        )));
+    }
+    if row_group >= footer.row_groups.len() {
+        return Err(wrong(format!("it has no row group {row_group}")));
+    }
+    let fetched = fetch(storage, file, footer, row_group, topic).await?;
+    let decoded = tokio::task::spawn_blocking(move || decode::run(&fetched)).await;
+    match decoded {
+        Ok(Ok(runs)) => Ok(runs),
+        Ok(Err(DecodeError::Parquet(parquet::errors::ParquetError::NYI(what)))) => {
+            Err(ScanError::unsupported(&file.path, what))
+        }
+        Ok(Err(error)) => Err(wrong(format!("row group {row_group}: {error}"))),
+        Err(error) if error.is_panic() => Err(wrong(format!(
+            "row group {row_group}: the Parquet decoder panicked"
+        ))),
+        Err(_) => Err(ScanError::Stopped {
+            path: file.path.clone(),
+        }),
+    }
 }
+
+async fn fetch(
+    storage: &Storage,
+    file: &PlannedFile,
+    footer: &FileFooter,
+    row_group: usize,
+    topic: &TopicName,
+) -> Result<Fetched, ScanError> {
+    let parquet = footer.metadata.metadata();
+    let schema = parquet.file_metadata().schema_descr();
+    let mut wanted = RECORD.to_vec();
+    if footer.own.is_none() {
+        wanted.push(Column::Topic);
+    }
+    let projection = footer.columns.project(&wanted, schema);
+    let chunks = parquet.row_group(row_group).columns();
+    let ranges: Vec<std::ops::Range<u64>> = projection
+        .leaves
+        .iter()
+        .map(|leaf| {
+            let (start, len) = chunks[*leaf].byte_range();
+            start..start + len
+        })
+        .collect();
+    let fetched = storage.get_ranges(&file.path, &ranges).await;
+    let fetched = fetched.map_err(|source| ScanError::Storage {
+        path: file.path.clone(),
+        source,
+    })?;
+    let checksum = |leaf: usize| {
+        let checksums = &footer.own.as_ref()?.checksums;
+        checksums.get(row_group * chunks.len() + leaf).copied()
+    };
+    let chunk = |(bytes, (range, leaf)): (bytes::Bytes, (&std::ops::Range<u64>, &usize))| Chunk {
+        start: range.start,
+        bytes,
+        checksum: checksum(*leaf),
+    };
+    let placed = ranges.iter().zip(&projection.leaves);
+    Ok(Fetched {
+        chunks: fetched.into_iter().zip(placed).map(chunk).collect(),
+        metadata: footer.metadata.clone(),
+        row_group,
+        projection,
+        file_bytes: file.size_bytes,
+        topic: footer.own.is_none().then(|| topic.as_str().to_owned()),
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -39,6 +39,7 @@ use crate::catalog::{CatalogError, NewTable, parse_namespace};
 
 pub use names::{folded_table_name, table_name};
 pub use partitioning::{PartitionBy, PartitionTerm};
+pub(crate) use properties::BOUNDED;
 pub use properties::{
     FORMAT_VERSION, PROPERTY_FORMAT, PROPERTY_LEDGER, PROPERTY_TOPIC, TableSettings,
 };
@@ -132,7 +133,7 @@ impl Column {
     }
 
     /// Whether the id is part of the format; the others are what the catalog assigned.
-    const fn id_is_fixed(self) -> bool {
+    pub(crate) const fn id_is_fixed(self) -> bool {
         self.id() <= Self::ArchivedAt.id()
     }
 
@@ -192,8 +193,10 @@ impl Column {
 }
 
 const ELEMENT_ID: i32 = 14;
-const HEADER_KEY_ID: i32 = 15;
-const HEADER_VALUE_ID: i32 = 16;
+/// The field id that creation gives a header's key.
+pub(crate) const HEADER_KEY_ID: i32 = 15;
+/// The field id that creation gives a header's value.
+pub(crate) const HEADER_VALUE_ID: i32 = 16;
 
 /// Why a table cannot be described, or is not what this version of everlog reads and writes.
 #[derive(Debug, thiserror::Error)]

@@ -7,9 +7,10 @@ use arrow_array::{Array, ArrayRef, BinaryArray, ListArray, StringArray, StructAr
 use arrow_buffer::{NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow_schema::{DataType, Field, FieldRef, Fields};
 use everlog_common::record::header_fields;
+use parquet::arrow::PARQUET_FIELD_ID_META_KEY;
 
 use super::CodecError;
-use crate::schema::Column;
+use crate::schema::{Column, HEADER_KEY_ID, HEADER_VALUE_ID};
 
 /// `headers` and, where any row needs it, `headers_raw`.
 pub(super) fn encode(
@@ -49,7 +50,9 @@ fn encode_by_row(
             }
             raw.append_null();
         } else {
-            raw.append_value(to_raw(entries.map(|i| (lists.keys.value(i), lists.value(i)))));
+            raw.append_value(to_raw(
+                entries.map(|i| (lists.keys.value(i), lists.value(i))),
+            ));
         }
         offsets.push(i32::try_from(keys.len()).unwrap_or(i32::MAX));
     }
@@ -74,7 +77,12 @@ fn list_array(
 ) -> Result<ListArray, CodecError> {
     let columns: Vec<ArrayRef> = vec![Arc::new(keys), Arc::new(values)];
     let entries = StructArray::try_new(fields, columns, None)?;
-    Ok(ListArray::try_new(element, offsets, Arc::new(entries), nulls)?)
+    Ok(ListArray::try_new(
+        element,
+        offsets,
+        Arc::new(entries),
+        nulls,
+    )?)
 }
 
 fn list_fields(target: &DataType) -> Result<(FieldRef, Fields), CodecError> {
@@ -114,13 +122,17 @@ impl Lists {
         if entries.null_count() > 0 {
             return Err(CodecError::value(Column::Headers, 0, "a header is null"));
         }
-        let keys = part(entries, "key").and_then(bytes_of);
-        let values = part(entries, "value").and_then(bytes_of);
+        let keys = part(entries, "key", HEADER_KEY_ID).and_then(bytes_of);
+        let values = part(entries, "value", HEADER_VALUE_ID).and_then(bytes_of);
         let (Some(keys), Some(values)) = (keys, values) else {
             return Err(wrong_type(list.data_type()));
         };
         if keys.null_count() > 0 {
-            return Err(CodecError::value(Column::Headers, 0, "a header key is null"));
+            return Err(CodecError::value(
+                Column::Headers,
+                0,
+                "a header key is null",
+            ));
         }
         let offsets = if first == 0 {
             offsets.clone()
@@ -148,8 +160,15 @@ impl Lists {
     }
 }
 
-fn part<'a>(entries: &'a StructArray, name: &str) -> Option<&'a ArrayRef> {
-    entries.column_by_name(name)
+/// By name, or by the id that creation gives it, where it was renamed.
+fn part<'a>(entries: &'a StructArray, name: &str, id: i32) -> Option<&'a ArrayRef> {
+    let id = id.to_string();
+    let by_id = || {
+        let has_id = |f: &FieldRef| f.metadata().get(PARQUET_FIELD_ID_META_KEY) == Some(&id);
+        entries.fields().iter().position(has_id)
+    };
+    let by_name = entries.fields().iter().position(|f| f.name() == name);
+    by_name.or_else(by_id).map(|at| entries.column(at))
 }
 
 fn bytes_of(array: &ArrayRef) -> Option<BinaryArray> {
@@ -232,9 +251,7 @@ fn event_headers(
     )?)
 }
 
-fn to_raw<'a>(
-    headers: impl ExactSizeIterator<Item = (&'a [u8], Option<&'a [u8]>)>,
-) -> Vec<u8> {
+fn to_raw<'a>(headers: impl ExactSizeIterator<Item = (&'a [u8], Option<&'a [u8]>)>) -> Vec<u8> {
     let mut out = Vec::new();
     let length = |len: usize| i32::try_from(len).unwrap_or(i32::MAX).to_le_bytes();
     let count = u32::try_from(headers.len()).unwrap_or(u32::MAX);

@@ -165,11 +165,17 @@ fn missing_optional_columns_read_as_null_and_missing_required_ones_are_named() {
         .and_then(StoredColumns::decode)
     };
     assert_eq!(without(Column::Key).unwrap().row(0).key, None);
-    assert_eq!(without(Column::LeaderEpoch).unwrap().row(0).leader_epoch, None);
+    assert_eq!(
+        without(Column::LeaderEpoch).unwrap().row(0).leader_epoch,
+        None
+    );
     assert_eq!(without(Column::Timestamp).unwrap().row(0).timestamp_ms, -1);
     assert!(without(Column::Headers).unwrap().row(0).headers.is_empty());
     let error = without(Column::Offset).unwrap_err().to_string();
-    assert!(error.contains("offset") && error.contains("missing"), "{error}");
+    assert!(
+        error.contains("offset") && error.contains("missing"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -20,7 +20,10 @@ pub(super) fn encode(
     let simple = |ms: &i64| (MS_MIN..=MS_MAX).contains(ms) && *ms != NO_TIMESTAMP;
     let none = TimestampType::None.code();
     let all_simple = ms.values().iter().fold(true, |all, v| all & simple(v))
-        & types.values().iter().fold(true, |all, t| all & (*t != none));
+        & types
+            .values()
+            .iter()
+            .fold(true, |all, t| all & (*t != none));
     if all_simple {
         let us: Vec<i64> = ms.values().iter().map(|ms| ms * 1000).collect();
         return (us.into(), None);

@@ -15,9 +15,6 @@ use super::{Column, SchemaError};
 #[derive(Debug, Clone)]
 pub struct ColumnMap {
     fields: [(i32, String); Column::ALL.len()],
-    element_id: i32,
-    header_key: (i32, String),
-    header_value: (i32, String),
     arrow: SchemaRef,
 }
 
@@ -34,13 +31,7 @@ impl ColumnMap {
         let (element_id, header_key, header_value) = resolve_headers(headers)?;
         let fields = std::array::from_fn(|i| (found[i].id, found[i].name.clone()));
         let arrow = arrow_schema(&fields, element_id, &header_key, &header_value);
-        Ok(Self {
-            fields,
-            element_id,
-            header_key,
-            header_value,
-            arrow,
-        })
+        Ok(Self { fields, arrow })
     }
 
     /// The column's field id in this table.
@@ -51,11 +42,6 @@ impl ColumnMap {
     /// What the column is called in this table.
     pub fn name(&self, column: Column) -> &str {
         &self.fields[column.index()].1
-    }
-
-    /// Ids of the header list's element, key and value.
-    pub(crate) fn header_ids(&self) -> (i32, i32, i32) {
-        (self.element_id, self.header_key.0, self.header_value.0)
     }
 
     /// The Arrow schema that data files are written with; its fields carry the field ids.

@@ -133,7 +133,13 @@ fn a_new_table_says_whose_it_is_and_what_other_engines_shall_keep() {
     assert_eq!(property(PROPERTY_TOPIC), Some("clickstream.raw"));
     assert_eq!(property(PROPERTY_FORMAT), Some("1"));
     assert_eq!(property("write.metadata.metrics.default"), Some("none"));
-    for column in ["generation", "partition", "offset", "timestamp", "archived_at"] {
+    for column in [
+        "generation",
+        "partition",
+        "offset",
+        "timestamp",
+        "archived_at",
+    ] {
         let key = format!("write.metadata.metrics.column.{column}");
         assert_eq!(property(&key), Some("full"), "{column}");
     }
@@ -154,7 +160,10 @@ fn own_properties_win_but_never_over_those_that_say_what_the_table_is() {
     let topic = TopicName::new("t").unwrap();
     for key in ["everlog.topic", "everlog.ledger", "format-version"] {
         let refused = new_table("ns", &topic, &with(key));
-        assert!(matches!(refused, Err(SchemaError::Property { .. })), "{key}");
+        assert!(
+            matches!(refused, Err(SchemaError::Property { .. })),
+            "{key}"
+        );
     }
 }
 
@@ -244,7 +253,13 @@ fn h35_a_column_of_that_name_with_another_id_is_another_column() {
         Some(f)
     });
     let error = ColumnMap::resolve(&schema).unwrap_err();
-    assert!(matches!(error, SchemaError::Missing { column: "offset", id: 4 }));
+    assert!(matches!(
+        error,
+        SchemaError::Missing {
+            column: "offset",
+            id: 4
+        }
+    ));
 }
 
 #[test]
@@ -282,7 +297,10 @@ fn h35_renamed_and_added_columns_are_tolerated_unless_they_are_required() {
     };
     assert!(ColumnMap::resolve(&with(false)).is_ok());
     let refused = ColumnMap::resolve(&with(true));
-    assert!(matches!(refused, Err(SchemaError::UnknownRequired { id: 17, .. })));
+    assert!(matches!(
+        refused,
+        Err(SchemaError::UnknownRequired { id: 17, .. })
+    ));
 }
 
 #[test]

@@ -25,6 +25,8 @@ use crate::{LogError, Membership, PartitionFault, ReaderEvent, ReaderOptions, St
 const TICK: Duration = Duration::from_millis(50);
 /// Leaving the group takes at most so long.
 const LEAVE_LIMIT: Duration = Duration::from_secs(8);
+/// Telling the client to check epochs takes at most so long (the checks themselves go on behind).
+const CHECK_LIMIT: Duration = Duration::from_secs(5);
 /// The fatal error of a client is asked for so often.
 const FATAL_CHECK: Duration = Duration::from_secs(1);
 
@@ -459,7 +461,16 @@ impl Worker {
         if !again.is_empty() {
             self.unassign(&again)?;
         }
-        self.give(&starts).map_err(|e| self.error("assign", &e))?;
+        if let Err(failure) = self.give(&starts) {
+            let error = self.error("assign", &failure);
+            // some may have got as far as the client's assignment
+            for tp in starts.keys() {
+                if let Ok(list) = self.list([tp]) {
+                    self.client.incremental_unassign(&list).ok();
+                }
+            }
+            return Err(error);
+        }
         for (tp, start) in starts {
             self.assigned.insert(tp.clone());
             self.slots.insert(Slot::new(tp, start.offset));
@@ -467,24 +478,71 @@ impl Worker {
         Ok(())
     }
 
+    /// Gives the client partitions that it does not have. The order matters:
+    /// - A partition's queue is forwarded before, or the first messages go to the group's queue; and again after, since
+    ///   the client undoes it when an earlier assignment of the partition has stopped, which may be only now.
+    /// - A start with an epoch is checked against the log by a seek (KIP-320): the assignment alone is checked only
+    ///   where the partition is news to the client. Paused meanwhile, so that nothing is fetched unchecked.
     fn give(&mut self, starts: &BTreeMap<TopicPartition, StartAt>) -> Result<(), Failure> {
-        let mut list = PartitionList::with_capacity(starts.len());
-        let mut paused = PartitionList::with_capacity(0);
-        let mut was_paused = false;
+        let mut all = PartitionList::with_capacity(starts.len());
+        let mut checked = BTreeMap::new();
+        let mut still = Vec::new();
         for (tp, start) in starts {
             let (topic, partition) = (tp.topic.as_str(), tp.partition.get());
-            list.add_at(topic, partition, start.offset.get(), start.leader_epoch)?;
-            // before the assignment, or the first messages would go to the group's queue
+            all.add_at(topic, partition, start.offset.get(), start.leader_epoch)?;
             self.queue.forward_partition(topic, partition)?;
-            if self.paused.remove(tp) {
-                paused.add(topic, partition)?;
-                was_paused = true;
+            let was_paused = self.paused.remove(tp);
+            if start.leader_epoch.is_some() && start.offset > Offset::ZERO {
+                checked.insert(tp, *start);
+                still.push(tp);
+            } else if was_paused {
+                self.client
+                    .resume(&PartitionList::of([(topic, partition)])?)?;
             }
         }
-        if was_paused {
-            self.client.resume(&paused)?;
+        let still = self.list(still)?;
+        if !checked.is_empty() {
+            self.client.pause(&still)?;
         }
-        self.client.incremental_assign(&list)
+        self.client.incremental_assign(&all)?;
+        for tp in starts.keys() {
+            self.queue
+                .forward_partition(tp.topic.as_str(), tp.partition.get())?;
+        }
+        if !checked.is_empty() {
+            self.check_epochs(checked)?;
+            self.client.resume(&still)?;
+        }
+        Ok(())
+    }
+
+    fn check_epochs(&self, mut starts: BTreeMap<&TopicPartition, StartAt>) -> Result<(), Failure> {
+        let began = Instant::now();
+        loop {
+            let mut list = PartitionList::with_capacity(starts.len());
+            for (tp, start) in &starts {
+                list.add_at(
+                    tp.topic.as_str(),
+                    tp.partition.get(),
+                    start.offset.get(),
+                    start.leader_epoch,
+                )?;
+            }
+            let refused = self.client.seek(&list, CHECK_LIMIT)?;
+            let Some((_, _, failure)) = refused.first() else {
+                return Ok(());
+            };
+            if began.elapsed() > CHECK_LIMIT {
+                return Err(failure.clone());
+            }
+            // not started yet: an earlier assignment of it is about to stop
+            starts.retain(|tp, _| {
+                refused.iter().any(|(topic, partition, _)| {
+                    tp.topic.as_str() == topic && tp.partition.get() == *partition
+                })
+            });
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     fn unassign(&mut self, partitions: &[TopicPartition]) -> Result<(), LogError> {

@@ -1,4 +1,5 @@
 //! One real broker for all tests of a binary, and a producer that writes every kind of record.
+#![allow(dead_code, reason = "each test binary uses its part")]
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, c_char};
@@ -18,8 +19,9 @@ use everlog_kafka::memory::MemoryRecord;
 use rdkafka::ClientConfig;
 use rdkafka::TopicPartitionList;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
-use rdkafka::client::DefaultClientContext;
-use rdkafka::producer::{BaseProducer, Producer};
+use rdkafka::client::{ClientContext, DefaultClientContext};
+use rdkafka::message::DeliveryResult;
+use rdkafka::producer::{BaseProducer, Producer as _, ProducerContext};
 use rdkafka_sys as sys;
 
 /// Ports that brokers of these tests take, two each.
@@ -150,11 +152,31 @@ pub fn broker() -> &'static Broker {
     BROKER.get_or_init(Broker::start)
 }
 
+/// Remembers records that the broker refused.
+#[derive(Debug, Default)]
+pub struct Deliveries {
+    refused: Mutex<Vec<String>>,
+}
+
+impl ClientContext for Deliveries {}
+
+impl ProducerContext for Deliveries {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        if let Err((error, _)) = result {
+            self.refused.lock().unwrap().push(error.to_string());
+        }
+    }
+}
+
+pub type Producer = BaseProducer<Deliveries>;
+
 /// The world on a real broker.
 pub struct Real {
     pub log: KafkaLog,
     pub bootstrap: String,
-    open_transactions: Mutex<Vec<BaseProducer>>,
+    open_transactions: Mutex<Vec<Producer>>,
 }
 
 static NAMES: AtomicU32 = AtomicU32::new(0);
@@ -185,6 +207,9 @@ impl Real {
             }
         });
         let mut all = BTreeMap::from([("bootstrap.servers".to_owned(), bootstrap.clone())]);
+        if let Ok(contexts) = std::env::var("EVERLOG_TEST_DEBUG") {
+            all.insert("debug".to_owned(), contexts);
+        }
         all.extend(
             properties
                 .iter()
@@ -206,7 +231,9 @@ impl Real {
 
     pub async fn create_with(&self, name: &TopicName, partitions: i32, settings: &[(&str, &str)]) {
         let mut topic = NewTopic::new(name.as_str(), partitions, TopicReplication::Fixed(1))
-            .set("retention.ms", "-1");
+            .set("retention.ms", "-1")
+            // 2099 is a timestamp too
+            .set("message.timestamp.after.max.ms", "9223372036854775807");
         for (key, value) in settings {
             topic = topic.set(key, value);
         }
@@ -247,7 +274,7 @@ impl Real {
         panic!("{name} did not come up");
     }
 
-    pub fn producer(&self, settings: &[(&str, &str)]) -> BaseProducer {
+    pub fn producer(&self, settings: &[(&str, &str)]) -> Producer {
         let mut config = ClientConfig::new();
         config
             .set("bootstrap.servers", &self.bootstrap)
@@ -258,12 +285,12 @@ impl Real {
         for (key, value) in settings {
             config.set(*key, *value);
         }
-        config.create().unwrap()
+        config.create_with_context(Deliveries::default()).unwrap()
     }
 
     pub async fn produce_with(
         &self,
-        producer: &BaseProducer,
+        producer: &Producer,
         tp: &TopicPartition,
         records: &[MemoryRecord],
     ) {
@@ -273,6 +300,8 @@ impl Real {
             }
         }
         tokio::task::block_in_place(|| producer.flush(WAIT).unwrap());
+        let refused = producer.context().refused.lock().unwrap();
+        assert!(refused.is_empty(), "{tp}: {refused:?}");
     }
 }
 
@@ -287,7 +316,7 @@ fn options() -> AdminOptions {
     unsafe_code,
     reason = "header names that are not UTF-8 and timestamp -1 exist only in the C interface"
 )]
-fn send(producer: &BaseProducer, tp: &TopicPartition, record: &MemoryRecord) -> bool {
+fn send(producer: &Producer, tp: &TopicPartition, record: &MemoryRecord) -> bool {
     use sys::rd_kafka_vtype_t as V;
     let topic = CString::new(tp.topic.as_str()).unwrap();
     let memory = |bytes: Option<&Vec<u8>>| match bytes {

@@ -15,7 +15,7 @@ The hash is SHA-256 over one line per row, in the order of (generation, partitio
     timestamp       milliseconds: `timestamp` in whole milliseconds, else `timestamp_raw`, else the word null
     key, value      lower-case hexadecimal; nothing where empty, the word null where null
     headers         [[key,value],[key,value]...] in their order, both as hexadecimal, null as above; [] without headers;
-                    raw:HEX, the column's bytes, where `headers_raw` is set
+                    from `headers_raw` where that is set
     example         0,3,17,1700000000123,0,6b31,null,[[61,],[61,null],[62,ff]]
 
 Two engines that agree print the same hash; so does whoever forms the same lines from the broker's log.
@@ -26,6 +26,7 @@ import hashlib
 import json
 import pathlib
 import sqlite3
+import struct
 import sys
 import urllib.request
 
@@ -167,10 +168,34 @@ def hexadecimal(value):
 
 
 def header_text(headers, raw):
-    if raw is not None:
-        return "raw:" + raw.hex()
-    pairs = (f"[{h['key'].encode().hex()},{hexadecimal(h['value'])}]" for h in headers or ())
-    return "[" + ",".join(pairs) + "]"
+    if raw is None:
+        pairs = [(h["key"].encode(), h["value"]) for h in headers or ()]
+    else:
+        pairs = raw_headers(raw)
+    return "[" + ",".join(f"[{key.hex()},{hexadecimal(value)}]" for key, value in pairs) + "]"
+
+
+def raw_headers(raw):
+    """A header list with a key that is not UTF-8: a count, then per header the lengths and bytes of key and value.
+
+    Numbers are 4 bytes, little endian; a value's length is -1 where it is null.
+    """
+    at, pairs = 4, []
+
+    def take():
+        nonlocal at
+        (length,) = struct.unpack_from("<i", raw, at)
+        start, at = at + 4, at + 4 + max(length, 0)
+        if at > len(raw):
+            sys.exit("error: headers_raw ends too early")
+        return None if length < 0 else raw[start:at]
+
+    for _ in range(struct.unpack_from("<I", raw)[0]):
+        key = take()
+        pairs.append((key, take()))
+    if at != len(raw):
+        sys.exit("error: headers_raw does not end where it should")
+    return pairs
 
 
 def lines(table):
@@ -188,7 +213,7 @@ def lines(table):
 
         stamps = column("timestamp", pa.int64())
         raws = column("timestamp_raw")
-        for generation, partition, offset, stamp, raw, kind, key, value, headers, raw_headers in zip(
+        for generation, partition, offset, stamp, raw, kind, key, value, headers, header_bytes in zip(
             column("generation"),
             column("partition"),
             column("offset"),
@@ -204,7 +229,7 @@ def lines(table):
             ms = raw if stamp is None else stamp // 1000
             yield (
                 f"{generation},{partition},{offset},{'null' if ms is None else ms},{kind},"
-                f"{hexadecimal(key)},{hexadecimal(value)},{header_text(headers, raw_headers)}\n"
+                f"{hexadecimal(key)},{hexadecimal(value)},{header_text(headers, header_bytes)}\n"
             ).encode()
 
 

@@ -39,6 +39,9 @@ SCHEMA = Schema(
     NestedField(16, "headers_raw", BinaryType()),
 )
 
+# two headers: key ff with an empty value, key a with null
+RAW = b"\x02\0\0\0" + b"\x01\0\0\0\xff" + b"\0\0\0\0" + b"\x01\0\0\0a" + b"\xff\xff\xff\xff"
+
 # generation, partition, offset, ms (None: none), raw ms, type, key, value, headers, raw headers, and the canonical line
 ROWS = [
     (1, 0, 0, 0, None, 0, b"k", b"v", [("a", b""), ("a", None), ("b", b"\xff")], None, "1,0,0,0,0,6b,76,[[61,],[61,null],[62,ff]]"),
@@ -46,7 +49,7 @@ ROWS = [
     (0, 0, 9, -86_400_001, None, 0, b"", None, [("é", b"x")], None, "0,0,9,-86400001,0,,null,[[c3a9,78]]"),
     (0, 0, 10, None, None, -1, b"\x00\xff", b"n", [], None, "0,0,10,null,-1,00ff,6e,[]"),
     (0, 0, 12, 253_402_300_799_999, None, 0, None, b"9999", [], None, "0,0,12,253402300799999,0,null,39393939,[]"),
-    (0, 0, 13, None, 9_223_372_036_854_775_807, 0, None, b"wild", None, b"\x01\x02", "0,0,13,9223372036854775807,0,null,77696c64,raw:0102"),
+    (0, 0, 13, None, 9_223_372_036_854_775_807, 0, None, b"wild", None, RAW, "0,0,13,9223372036854775807,0,null,77696c64,[[ff,],[61,null]]"),
 ]
 
 

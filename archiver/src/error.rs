@@ -58,6 +58,8 @@ impl FailureKind {
             ArchiveErrorKind::ForeignChange => Some(Self::AnotherWriter),
             ArchiveErrorKind::Corrupt => Some(Self::Corrupt),
             ArchiveErrorKind::Denied => Some(Self::Denied),
+            // the rows are read again, see retry_archive
+            ArchiveErrorKind::Stale => Some(Self::Other),
             ArchiveErrorKind::Invalid | ArchiveErrorKind::NameClash => Some(Self::Configuration),
         }
     }

@@ -106,7 +106,9 @@ pub(crate) fn of_archive_kind(kind: ArchiveErrorKind, error: &(dyn Error + 'stat
         ArchiveErrorKind::ForeignChange => Status::OtherWriter,
         ArchiveErrorKind::Corrupt => Status::Corrupt,
         ArchiveErrorKind::Invalid | ArchiveErrorKind::NameClash => Status::Usage,
-        ArchiveErrorKind::Transient | ArchiveErrorKind::Denied => Status::Failed,
+        ArchiveErrorKind::Transient | ArchiveErrorKind::Stale | ArchiveErrorKind::Denied => {
+            Status::Failed
+        }
     };
     Failure::from_error(status, error)
 }

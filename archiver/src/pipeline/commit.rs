@@ -22,7 +22,9 @@ use everlog_common::{
     Segment, TopicName, TopicPartition,
 };
 use everlog_kafka::{Isolation, Log, LogError};
-use everlog_table::archive::{AppendRequest, Archive, ArchiveDeps, ArchiveError, CommitOutcome};
+use everlog_table::archive::{
+    AppendRequest, Archive, ArchiveDeps, ArchiveError, ArchiveErrorKind, CommitOutcome,
+};
 use everlog_table::catalog::LoadedTable;
 use everlog_table::files::{EncodedFile, PartitionRows};
 use everlog_table::storage::StorageErrorKind;
@@ -606,6 +608,10 @@ fn closing_advance(closing: &Closing, at: Millis) -> Advance {
 
 /// What to wait for; what not to wait for is a stop.
 fn retry_archive(error: ArchiveError) -> Result<String, Stop> {
+    // the files waited so long that orphan removal may have met them: all is read again, as after a change of topic
+    if error.kind() == ArchiveErrorKind::Stale {
+        return Err(Stop::AnotherTopic);
+    }
     match FailureKind::of_archive(&error) {
         None => Ok(one_line(&error)),
         Some(kind) => Err(Stop::Failed(kind, one_line(&error))),

@@ -11,19 +11,36 @@
 //!
 //! Not promised: anything about commits of other engines, beyond noticing them.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 
 use everlog_common::ledger::Refusal;
 use everlog_common::{Advance, Clock, Ids, Ledger, Millis, TopicName};
+use iceberg::TableIdent;
+use iceberg::spec::TableMetadata;
+use uuid::Uuid;
 
-use crate::catalog::{Catalog, LoadedTable};
-use crate::files::EncodedFile;
-use crate::schema::TableSettings;
+use crate::catalog::{
+    Catalog, CatalogError, CatalogErrorKind, CreateReply, LoadedTable, parse_namespace,
+};
+use crate::files::{EncodedFile, PlannedFile};
+use crate::maintain::{ExpirySettings, Upkeep};
+use crate::manifests::MergeSettings;
+use crate::schema::{self, PROPERTY_TOPIC, TableSettings, folded_table_name, table_name};
+use crate::snapshot::SharedLeases;
 use crate::storage::Storage;
+use crate::summary::{self, LEDGER};
 
+mod accept;
+mod append;
 mod error;
+mod parent;
 
 pub use error::{ArchiveError, ArchiveErrorKind};
+pub(crate) use parent::metadata_folder;
+
+use append::Operation;
+use parent::Parent;
 
 /// What an [`Archive`] works with.
 #[derive(Debug, Clone)]
@@ -36,15 +53,51 @@ pub struct ArchiveDeps {
     pub ids: Arc<dyn Ids>,
 }
 
+/// How an [`Archive`] keeps its table in shape while it commits.
+#[derive(Debug, Clone, Default)]
+pub struct ArchiveOptions {
+    /// Which snapshots expire along with commits; none: only [`Archive::maintain`] expires.
+    pub expiry: Option<ExpirySettings>,
+    /// When manifests are merged.
+    pub merge: MergeSettings,
+}
+
 /// The archive of one topic. Clones share caches and take turns committing.
 #[derive(Debug, Clone)]
 pub struct Archive {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug)]
 struct Inner {
     deps: ArchiveDeps,
+    options: ArchiveOptions,
+    topic: TopicName,
+    ident: TableIdent,
+    /// The table that was opened; another one under the same name is not ours.
+    uuid: Uuid,
+    storage: Storage,
+    /// Whose turn it is to commit, and what the last one left behind.
+    turn: tokio::sync::Mutex<Option<Parent>>,
+    /// Held once by every commit whose outcome may be open: nothing is deleted meanwhile.
+    open_commits: Arc<()>,
+    /// Live files by manifest, of the last snapshot that was planned.
+    planned: Mutex<BTreeMap<String, Arc<Vec<PlannedFile>>>>,
+    leases: SharedLeases,
+    upkeep: tokio::sync::Mutex<Upkeep>,
+}
+
+/// A commit that is on its way. Dropped, it counts as over: its caller starts again from the ledger.
+#[derive(Debug)]
+struct OpenCommit {
+    _counted: Arc<()>,
+}
+
+impl OpenCommit {
+    fn new(counter: &Arc<()>) -> Self {
+        Self {
+            _counted: Arc::clone(counter),
+        }
+    }
 }
 
 /// A table as one read showed it, with its ledger.
@@ -100,13 +153,13 @@ pub enum CommitOutcome {
 /// A commit whose outcome is open.
 #[derive(Debug)]
 pub struct PendingCommit {
-    request: AppendRequest,
+    operation: Operation,
 }
 
 impl PendingCommit {
     /// What was to be committed.
     pub fn request(&self) -> &AppendRequest {
-        &self.request
+        &self.operation.request
     }
 }
 
@@ -138,8 +191,12 @@ impl Archive {
         namespace: &str,
         topic: &TopicName,
     ) -> Result<Option<Self>, ArchiveError> {
-        let _ = (deps, namespace, topic);
-        todo!()
+        let ident = ident_of(namespace, topic)?;
+        let failed = |source| catalog_error(&ident, "cannot read the table", source);
+        match deps.catalog.load(&ident).await.map_err(failed)? {
+            Some(table) => Self::of_table(deps, topic, &table).map(Some),
+            None => Ok(None),
+        }
     }
 
     /// Opens the archive of a topic, making namespace and table where they are not there yet.
@@ -149,48 +206,282 @@ impl Archive {
         topic: &TopicName,
         settings: &TableSettings,
     ) -> Result<Self, ArchiveError> {
-        let _ = (deps, namespace, topic, settings);
-        todo!()
+        if let Some(archive) = Self::open(deps.clone(), namespace, topic).await? {
+            return Ok(archive);
+        }
+        let ident = ident_of(namespace, topic)?;
+        check_folded_names(&deps, &ident, topic).await?;
+        let table = schema::new_table(namespace, topic, settings).map_err(|source| {
+            ArchiveError::Invalid {
+                table: ident.to_string(),
+                what: source.to_string(),
+            }
+        })?;
+        let catalog = &deps.catalog;
+        catalog
+            .ensure_namespace(ident.namespace())
+            .await
+            .map_err(|source| catalog_error(&ident, "cannot make the namespace", source))?;
+        match catalog.create(table).await {
+            Ok(CreateReply::Created(table)) => return Self::of_table(deps, topic, &table),
+            Ok(CreateReply::Exists) => {}
+            Err(error) if error.kind() == CatalogErrorKind::Unknown => {}
+            Err(source) => return Err(catalog_error(&ident, "cannot make the table", source)),
+        }
+        // Somebody else made it at the same moment, or our own reply was lost.
+        let made = Self::open(deps, namespace, topic).await?;
+        made.ok_or_else(|| ArchiveError::Catalog {
+            table: ident.to_string(),
+            doing: "cannot make the table",
+            source: CatalogError::Unavailable {
+                what: format!("create {ident}"),
+                source: "the catalog said that it exists, but does not show it".into(),
+            },
+        })
+    }
+
+    /// The same archive with other options, sharing nothing with the first.
+    pub fn with_options(self, options: ArchiveOptions) -> Self {
+        let Inner {
+            deps,
+            topic,
+            ident,
+            uuid,
+            storage,
+            ..
+        } = &*self.inner;
+        Self::assemble(
+            deps.clone(),
+            options,
+            topic.clone(),
+            ident.clone(),
+            *uuid,
+            storage.clone(),
+        )
+    }
+
+    fn of_table(
+        deps: ArchiveDeps,
+        topic: &TopicName,
+        table: &LoadedTable,
+    ) -> Result<Self, ArchiveError> {
+        match table.metadata.properties().get(PROPERTY_TOPIC) {
+            Some(owner) if owner == topic.as_str() => {}
+            Some(owner) => {
+                return Err(ArchiveError::NameClash {
+                    topic: topic.clone(),
+                    table: table.ident.to_string(),
+                    owner: owner.clone(),
+                });
+            }
+            None => {
+                return Err(ArchiveError::NotAnArchive {
+                    topic: topic.clone(),
+                    table: table.ident.to_string(),
+                });
+            }
+        }
+        let storage = deps.catalog.storage_for(table).map_err(|source| {
+            catalog_error(&table.ident, "cannot open the table's object store", source)
+        })?;
+        Ok(Self::assemble(
+            deps,
+            ArchiveOptions::default(),
+            topic.clone(),
+            table.ident.clone(),
+            table.metadata.uuid(),
+            storage,
+        ))
+    }
+
+    fn assemble(
+        deps: ArchiveDeps,
+        options: ArchiveOptions,
+        topic: TopicName,
+        ident: TableIdent,
+        uuid: Uuid,
+        storage: Storage,
+    ) -> Self {
+        let inner = Inner {
+            deps,
+            options,
+            topic,
+            ident,
+            uuid,
+            storage,
+            turn: tokio::sync::Mutex::default(),
+            open_commits: Arc::default(),
+            planned: Mutex::default(),
+            leases: SharedLeases::default(),
+            upkeep: tokio::sync::Mutex::default(),
+        };
+        Self {
+            inner: Arc::new(inner),
+        }
     }
 
     /// The topic.
     pub fn topic(&self) -> &TopicName {
-        todo!()
+        &self.inner.topic
+    }
+
+    /// Namespace and name of the table.
+    pub fn table(&self) -> &TableIdent {
+        &self.inner.ident
+    }
+
+    /// The object store that holds the table's files.
+    #[allow(
+        clippy::unused_async,
+        reason = "opening may take a look at the catalog for credentials that do not renew themselves"
+    )]
+    pub async fn storage(&self) -> Result<Storage, ArchiveError> {
+        Ok(self.store_of_files())
+    }
+
+    pub(crate) fn store_of_files(&self) -> Storage {
+        self.inner.storage.clone()
     }
 
     /// The table's state now, read from the catalog. A foreign change is an error.
     pub async fn state(&self) -> Result<TableState, ArchiveError> {
-        todo!()
-    }
-
-    /// The object store that holds the table's files.
-    pub async fn storage(&self) -> Result<Storage, ArchiveError> {
-        todo!()
-    }
-
-    /// Commits files and ledger in one swap, rebasing over other commits as long as the fence holds.
-    ///
-    /// Not cancel-safe: dropping the future leaves the outcome unknown; go on from [`Archive::state`].
-    pub async fn append(&self, request: AppendRequest) -> Result<CommitOutcome, ArchiveError> {
-        let _ = request;
-        todo!()
-    }
-
-    /// One bounded round of finding out: reads the table back, and moves a quiet table on by a ledger-neutral commit.
-    pub async fn resolve(&self, pending: PendingCommit) -> Result<CommitOutcome, ArchiveError> {
-        let _ = pending;
-        todo!()
-    }
-
-    /// Takes a table that somebody else changed as it is: commits a ledger that is true for `snapshot_id`, which must
-    /// be the head of main.
-    pub async fn accept(&self, snapshot_id: i64) -> Result<Ledger, ArchiveError> {
-        let _ = snapshot_id;
-        todo!()
+        let table = self.load().await?;
+        let found = self.find(&table, None).await?;
+        let time = found
+            .snapshot_id
+            .and_then(|id| table.metadata.snapshot_by_id(id))
+            .map(|snapshot| Millis(snapshot.timestamp_ms()));
+        Ok(TableState {
+            table,
+            snapshot_id: found.snapshot_id,
+            snapshot_time: time,
+            ledger: found.ledger,
+        })
     }
 
     /// Every snapshot that is still there, oldest first.
     pub async fn snapshots(&self) -> Result<Vec<SnapshotInfo>, ArchiveError> {
-        todo!()
+        let table = self.load().await?;
+        let refs = self.refs(&table.metadata)?;
+        let mut names: BTreeMap<i64, Vec<String>> = BTreeMap::new();
+        for (name, reference) in refs {
+            names.entry(reference.snapshot_id).or_default().push(name);
+        }
+        Ok(describe(&table.metadata, names))
     }
+
+    pub(crate) fn deps(&self) -> &ArchiveDeps {
+        &self.inner.deps
+    }
+
+    pub(crate) fn leases(&self) -> &SharedLeases {
+        &self.inner.leases
+    }
+
+    pub(crate) fn planned_files(&self) -> &Mutex<BTreeMap<String, Arc<Vec<PlannedFile>>>> {
+        &self.inner.planned
+    }
+
+    pub(crate) fn upkeep(&self) -> &tokio::sync::Mutex<Upkeep> {
+        &self.inner.upkeep
+    }
+
+    /// How many commits have an outcome that may be open.
+    pub(crate) fn open_commits(&self) -> usize {
+        Arc::strong_count(&self.inner.open_commits) - 1
+    }
+
+    fn table_name(&self) -> String {
+        self.inner.ident.to_string()
+    }
+
+    pub(crate) fn invalid(&self, what: String) -> ArchiveError {
+        ArchiveError::Invalid {
+            table: self.table_name(),
+            what,
+        }
+    }
+
+    pub(crate) fn catalog_error(&self, doing: &'static str, source: CatalogError) -> ArchiveError {
+        catalog_error(&self.inner.ident, doing, source)
+    }
+}
+
+fn describe(metadata: &TableMetadata, mut names: BTreeMap<i64, Vec<String>>) -> Vec<SnapshotInfo> {
+    let main: Vec<i64> = summary::ancestry(metadata, metadata.current_snapshot_id())
+        .map(|snapshot| snapshot.snapshot_id())
+        .collect();
+    let mut snapshots: Vec<_> = metadata.snapshots().collect();
+    snapshots.sort_by_key(|s| (s.sequence_number(), s.timestamp_ms(), s.snapshot_id()));
+    snapshots
+        .into_iter()
+        .map(|s| SnapshotInfo {
+            snapshot_id: s.snapshot_id(),
+            parent_id: s.parent_snapshot_id(),
+            time: Millis(s.timestamp_ms()),
+            operation: s.summary().operation.as_str().to_owned(),
+            on_main: main.contains(&s.snapshot_id()),
+            ledger: s
+                .summary()
+                .additional_properties
+                .get(LEDGER)
+                .and_then(|text| Ledger::decode(text).ok()),
+            rows: summary::summary_number(s, "total-records"),
+            refs: names.remove(&s.snapshot_id()).unwrap_or_default(),
+        })
+        .collect()
+}
+
+fn ident_of(namespace: &str, topic: &TopicName) -> Result<TableIdent, ArchiveError> {
+    let name = table_name(topic);
+    match parse_namespace(namespace) {
+        Ok(namespace) => Ok(TableIdent::new(namespace, name)),
+        Err(source) => Err(ArchiveError::Catalog {
+            table: format!("{namespace}.{name}"),
+            doing: "cannot be named",
+            source,
+        }),
+    }
+}
+
+fn catalog_error(ident: &TableIdent, doing: &'static str, source: CatalogError) -> ArchiveError {
+    ArchiveError::Catalog {
+        table: ident.to_string(),
+        doing,
+        source,
+    }
+}
+
+/// Some catalogs fold the case of names, so a name that differs in case alone is taken.
+async fn check_folded_names(
+    deps: &ArchiveDeps,
+    ident: &TableIdent,
+    topic: &TopicName,
+) -> Result<(), ArchiveError> {
+    let folded = folded_table_name(topic);
+    let names = deps
+        .catalog
+        .list_tables(ident.namespace())
+        .await
+        .map_err(|source| catalog_error(ident, "cannot list the namespace's tables", source))?;
+    let taken = names
+        .into_iter()
+        .find(|name| name != ident.name() && name.to_lowercase() == folded);
+    let Some(name) = taken else {
+        return Ok(());
+    };
+    let other = TableIdent::new(ident.namespace().clone(), name);
+    let loaded = deps
+        .catalog
+        .load(&other)
+        .await
+        .map_err(|source| catalog_error(&other, "cannot read the table", source))?;
+    let owner = loaded
+        .as_ref()
+        .and_then(|table| table.metadata.properties().get(PROPERTY_TOPIC).cloned());
+    Err(ArchiveError::NameClash {
+        topic: topic.clone(),
+        owner: owner.unwrap_or_else(|| format!("(none; the table is {other})")),
+        table: other.to_string(),
+    })
 }

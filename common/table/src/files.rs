@@ -52,6 +52,8 @@ impl PartitionRows {
 pub struct EncodedFile {
     /// As the manifest is going to have it.
     pub data_file: DataFile,
+    /// The partition spec that it was written under, which may not be the table's default any more when it is committed.
+    pub partition_spec_id: i32,
     /// What it covers, ascending by (generation, partition).
     pub ranges: Vec<FileRange>,
     /// Length of the file.

@@ -8,6 +8,8 @@
 //! - [`archive`]: the one door: state, append, pins, maintenance
 //! - [`snapshot`]: a snapshot held for reading
 //! - [`maintain`]: expiry, and removal of files
+//! - [`commit`]: what a commit may do, decided from facts
+//! - [`manifests`]: reading, writing and merging them
 //! - [`summary`]: where the ledger is kept and how it is found
 //! - [`catalog`]: who names a table's current metadata, and swaps it
 //! - [`storage`]: objects by full URI
@@ -15,9 +17,12 @@
 pub mod archive;
 pub mod catalog;
 pub mod codec;
+pub mod commit;
 pub mod files;
 mod footer;
+pub mod lease;
 pub mod maintain;
+pub mod manifests;
 pub mod scan;
 pub mod schema;
 pub mod snapshot;

@@ -1,8 +1,39 @@
 //! Keeping a table small: expiry of snapshots, and removal of files that nothing needs any more.
 
+//! ```text
+//!   expire:  load ─► plan ─► one swap (or along with a commit)      metadata only
+//!   remove:  load ─► what is needed ─► list ─► load again ─► delete
+//! ```
+//!
+//! What is removed is derived from what is there, so a crash loses nothing: the next round finds the same.
+//!
+//! Invariants
+//! - G1 A file goes only if no snapshot of the table needs it now, none needed it at any time in the last hour
+//!   ([`MaintenanceSettings::expired_grace`]), and it is a day old ([`MaintenanceSettings::orphan_age`]): nobody's commit
+//!   that is still on its way can refer to it, since files of that age are not committed any more (H29, H30).
+//! - G2 A metadata file goes only if it is proven to be superseded for an hour, or is a day old and never was current.
+//! - G3 Nothing goes while a commit of this process is open (P7), nor if the listing does not show what the table is known
+//!   to need: then names are written in two ways, and everything would look unneeded.
+//! - G4 Time is the object store's: a clock of ours that runs ahead makes nothing old.
+
 use std::time::Duration;
 
+use iceberg::TableRequirement;
+use iceberg::spec::MAIN_BRANCH;
+
 use crate::archive::{Archive, ArchiveError};
+use crate::catalog::{CatalogErrorKind, CommitReply, LoadedTable};
+
+pub(crate) mod plan;
+mod remove;
+
+pub use plan::{ExpiryPlan, plan_expiry};
+pub(crate) use remove::Upkeep;
+
+/// Attempts to expire, each on a fresh state.
+const ATTEMPTS_MAX: u32 = 8;
+/// Swaps of one round; each expires a few hundred snapshots.
+const SWAPS_MAX: u32 = 64;
 
 /// Which snapshots expire.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,15 +103,90 @@ pub struct MaintenanceReport {
     pub files_waiting: usize,
     /// Their bytes.
     pub bytes_waiting: u64,
+    /// Whether data folders were searched too, not only metadata.
+    pub data_searched: bool,
+    /// Why nothing was deleted, where that is so.
+    pub held_back: Option<String>,
 }
 
 impl Archive {
-    /// One round of maintenance: expiry in one swap, then removal of files.
+    /// One round of maintenance: expiry, then removal of files. Manifests are merged by appends.
+    ///
+    /// Cancel-safe: what was not done is done by the next round.
     pub async fn maintain(
         &self,
         settings: &MaintenanceSettings,
     ) -> Result<MaintenanceReport, ArchiveError> {
-        let _ = settings;
-        todo!()
+        let mut report = MaintenanceReport::default();
+        self.expire(&settings.expiry, &mut report).await?;
+        self.remove_files(settings, &mut report).await?;
+        Ok(report)
+    }
+
+    async fn expire(
+        &self,
+        settings: &ExpirySettings,
+        report: &mut MaintenanceReport,
+    ) -> Result<(), ArchiveError> {
+        let mut conflicts = 0;
+        for _ in 0..SWAPS_MAX {
+            let table = self.load().await?;
+            report.snapshots_left = table.metadata.snapshots().len();
+            // Where main is not ours any more, an operator decides first; history is evidence until then.
+            let found = self.find(&table, None).await?;
+            let refs = self.refs(&table.metadata)?;
+            let now = self.deps().clock.now();
+            let plan = plan_expiry(&table.metadata, &refs, now, settings);
+            if plan.is_empty() || found.snapshot_id.is_none() {
+                return Ok(());
+            }
+            let reply = self.swap_expiry(&table, &plan).await;
+            match reply {
+                CommitReply::Committed(after) => {
+                    report.snapshots_expired += plan.snapshots.len();
+                    report.leases_removed += plan
+                        .tags
+                        .iter()
+                        .filter(|tag| crate::lease::deadline_of(tag).is_some())
+                        .count();
+                    report.snapshots_left = after.metadata.snapshots().len();
+                    conflicts = 0;
+                    continue;
+                }
+                // What an unknown outcome did is seen by the next read: expiry has nothing that could be done twice.
+                CommitReply::Conflict | CommitReply::Unknown(_) => {}
+                CommitReply::Refused(error) if error.kind() == CatalogErrorKind::Transient => {}
+                CommitReply::Refused(error) => {
+                    return Err(self.catalog_error("cannot expire snapshots", error));
+                }
+            }
+            conflicts += 1;
+            if conflicts >= ATTEMPTS_MAX {
+                return Err(ArchiveError::Contended {
+                    table: self.table().to_string(),
+                    attempts: conflicts,
+                });
+            }
+            self.back_off(conflicts).await;
+        }
+        Ok(())
+    }
+
+    async fn swap_expiry(&self, table: &LoadedTable, plan: &ExpiryPlan) -> CommitReply {
+        let mut requirements = vec![
+            TableRequirement::UuidMatch {
+                uuid: table.metadata.uuid(),
+            },
+            TableRequirement::RefSnapshotIdMatch {
+                r#ref: MAIN_BRANCH.to_owned(),
+                snapshot_id: table.metadata.current_snapshot_id(),
+            },
+        ];
+        requirements.extend(plan.requirements());
+        let key = self.deps().ids.uuid();
+        self.deps()
+            .catalog
+            .commit(table, requirements, plan.updates(), key)
+            .await
     }
 }

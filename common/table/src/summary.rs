@@ -7,6 +7,7 @@
 //! | `everlog.ledger` | summary, property | [`Ledger::encode`], see docs/table-format.md |
 //! | `everlog.ledger.snapshot-id` | property | the snapshot that carries the same ledger in its summary |
 //! | `everlog.commit-id` | summary | which commit made the snapshot: how a writer recognises its own after a lost reply |
+//! | `everlog.accepted-snapshot-id` | summary | which foreign snapshot an operator accepted with this commit |
 //! | `everlog.version` | summary | version of these keys, `1` |
 //! | `everlog.isolation` | property, copied to the summary | whose records were archived: `read_committed` or `read_uncommitted` |
 //!
@@ -35,6 +36,8 @@ pub const COMMIT_ID: &str = "everlog.commit-id";
 pub const VERSION: &str = "everlog.version";
 /// Property and summary: the isolation under which the archive is written.
 pub const ISOLATION: &str = "everlog.isolation";
+/// Summary: the foreign snapshot that an operator accepted with this commit.
+pub const ACCEPTED: &str = "everlog.accepted-snapshot-id";
 /// The version that this code writes.
 pub const CURRENT_VERSION: &str = "1";
 
@@ -112,6 +115,11 @@ pub fn find_ledger(
         Some(id) if Some(id) != head => of_history(metadata, id, counted),
         _ => of_main(metadata, counted),
     }
+}
+
+/// The ledger that a snapshot's own history tells, whatever main and the table's property say.
+pub fn ledger_of_history(metadata: &TableMetadata, at: i64) -> Result<Found, LedgerProblem> {
+    of_history(metadata, at, &BTreeMap::new())
 }
 
 /// The snapshots from `from` to the oldest ancestor that is still there, newest first.
@@ -403,3 +411,6 @@ fn rolled_back(metadata: &TableMetadata, property: i64, found: i64) -> LedgerPro
         ),
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

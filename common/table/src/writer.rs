@@ -301,6 +301,7 @@ impl Store<'_> {
             data_file::data_file(self.metadata, self.columns, partition, &self.path, &file);
         self.files.push(EncodedFile {
             data_file: data_file.map_err(unusable)?,
+            partition_spec_id: self.metadata.default_partition_spec_id(),
             bytes: file.bytes,
             rows: file.rows,
             ranges: file.ranges,

@@ -3,6 +3,7 @@
 use everlog_common::{Millis, Partition, TopicName};
 
 use crate::catalog::{CatalogError, CatalogErrorKind};
+use crate::manifests::ManifestError;
 use crate::storage::{StorageError, StorageErrorKind};
 use crate::summary::LedgerProblem;
 
@@ -17,6 +18,8 @@ pub enum ArchiveErrorKind {
     Corrupt,
     /// The request or the configuration is wrong and stays so.
     Invalid,
+    /// The request's files have become too old to be committed safely: drop them, and read the rows again from the ledger.
+    Stale,
     /// Credentials are missing, wrong or not sufficient.
     Denied,
     /// The table's name belongs to another topic.
@@ -129,6 +132,18 @@ pub enum ArchiveError {
         /// By how much.
         ahead_ms: u64,
     },
+    /// Files that waited too long for their commit, so that orphan removal may have taken them, or soon may.
+    #[error(
+        "table {table}: files written {age_s} s ago are not committed any more ({uri}); their rows are read again"
+    )]
+    Stale {
+        /// The table.
+        table: String,
+        /// One of the files.
+        uri: String,
+        /// How old they are.
+        age_s: u64,
+    },
     /// The caller asked for something that cannot be right.
     #[error("table {table}: {what}")]
     Invalid {
@@ -186,12 +201,43 @@ impl ArchiveError {
                 StorageErrorKind::Invalid => ArchiveErrorKind::Invalid,
             },
             Self::ClockAhead { .. } | Self::Contended { .. } => ArchiveErrorKind::Transient,
+            Self::Stale { .. } => ArchiveErrorKind::Stale,
             Self::ForeignChange { .. } | Self::Replaced { .. } => ArchiveErrorKind::ForeignChange,
             Self::MissingFile { .. } | Self::Corrupt { .. } => ArchiveErrorKind::Corrupt,
             Self::NameClash { .. } | Self::NotAnArchive { .. } => ArchiveErrorKind::NameClash,
             Self::Invalid { .. } | Self::Unsupported { .. } | Self::Inconsistent { .. } => {
                 ArchiveErrorKind::Invalid
             }
+        }
+    }
+
+    /// A problem with a manifest, as an error about this table.
+    pub(crate) fn of_manifest(table: &str, snapshot_id: i64, problem: ManifestError) -> Self {
+        let table = table.to_owned();
+        match problem {
+            ManifestError::Storage { doing, source, .. } => Self::Storage {
+                table,
+                doing: if doing == "read" {
+                    "cannot read a manifest"
+                } else {
+                    "cannot write a manifest"
+                },
+                source,
+            },
+            ManifestError::Missing { uri } => Self::MissingFile {
+                table,
+                uri,
+                snapshot_id,
+            },
+            ManifestError::Corrupt { .. } => Self::Corrupt {
+                table,
+                what: format!("snapshot {snapshot_id}: {problem}"),
+                source: Some(Box::new(problem)),
+            },
+            ManifestError::Refused { .. } => Self::Invalid {
+                table,
+                what: problem.to_string(),
+            },
         }
     }
 

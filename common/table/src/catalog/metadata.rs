@@ -170,7 +170,7 @@ impl StorageOrParse {
     }
 }
 
-fn parse(bytes: &[u8]) -> Result<TableMetadata, super::Cause> {
+pub(crate) fn parse(bytes: &[u8]) -> Result<TableMetadata, super::Cause> {
     if !bytes.starts_with(&GZIP_MAGIC) {
         return Ok(serde_json::from_slice(bytes)?);
     }

@@ -27,6 +27,8 @@ mod properties;
 pub mod rest;
 pub mod sql;
 
+pub(crate) use metadata::parse as parse_metadata;
+
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Arc;

@@ -26,7 +26,9 @@ fn sqlite(folder: &tempfile::TempDir) -> Properties {
 async fn sqlite_conforms() {
     let folder = tempfile::tempdir().expect("folder");
     let properties = sqlite(&folder);
-    conformance::all(&subject(&properties, &properties).await).await;
+    let subject = subject(&properties, &properties).await;
+    conformance::all(&subject).await;
+    conformance::a_table_needs_its_namespace(&subject).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -28,6 +28,7 @@ fn subject(clock: Arc<dyn Clock>) -> (Arc<MemoryCatalog>, Subject) {
 async fn the_memory_catalog_conforms() {
     let (_, subject) = subject(Arc::new(SystemClock::default()));
     conformance::all(&subject).await;
+    conformance::a_table_needs_its_namespace(&subject).await;
 }
 
 #[tokio::test]

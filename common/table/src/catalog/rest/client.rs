@@ -1,6 +1,7 @@
 //! One request and what its answer means.
 
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -31,8 +32,7 @@ const PATH_PART: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'_')
     .remove(b'~');
 
-/// A connection to one catalog of one server.
-#[derive(Debug)]
+/// A connection to one catalog of one server. Its properties hold secrets and are never printed.
 pub(super) struct Client {
     http: reqwest::Client,
     auth: Auth,
@@ -44,6 +44,17 @@ pub(super) struct Client {
     separator: String,
     /// Whether the server recognises repeated requests.
     idempotency: bool,
+}
+
+impl Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client")
+            .field("base", &self.base)
+            .field("auth", &self.auth)
+            .field("properties", &self.properties.keys())
+            .field("idempotency", &self.idempotency)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A request to be sent.

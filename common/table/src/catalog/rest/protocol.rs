@@ -80,7 +80,11 @@ impl From<NewTable> for CreateTable {
             name: table.ident.name().to_owned(),
             location: table.location,
             schema: table.schema,
-            partition_spec: table.partition_spec,
+            // Iceberg's own server takes none without an id.
+            partition_spec: table.partition_spec.map(|spec| match spec.spec_id() {
+                Some(_) => spec,
+                None => spec.with_spec_id(0),
+            }),
             write_order: table.sort_order,
             stage_create: false,
             properties,

@@ -36,7 +36,7 @@ async fn sqlite_conforms_with_its_tables_in_s3() {
     let folder = tempfile::tempdir().expect("folder");
     let (_s3, reach) = support::s3();
     let all = with(sqlite(&folder), &[("warehouse", "s3://warehouse/a b/lake")]);
-    let all = Properties::from_iter(all.into_iter().chain(reach));
+    let all: Properties = all.into_iter().chain(reach).collect();
     conformance::all(&subject(&all, &all).await).await;
 }
 
@@ -152,7 +152,7 @@ async fn pyiceberg_reads_and_appends_to_our_tables_and_we_read_its() {
     // pyiceberg writes partitions by day only with a library that it does not bring along
     let flat = NewTable {
         partition_spec: None,
-        ..subject.new_table(subject.new_ident())
+        ..conformance::new_table(subject.new_ident())
     };
     let CreateReply::Created(table) = subject.catalog.create(flat).await.expect("create") else {
         unreachable!("a fresh name is taken")
@@ -265,7 +265,7 @@ async fn h28_two_processes_on_one_sqlite_file_lose_no_commit() {
 
 async fn commit_beside(subject: &Subject, table: &iceberg::TableIdent, count: usize) -> usize {
     let mut conflicts = 0;
-    let waited = tokio::time::timeout(Duration::from_secs(60), async {
+    let waited = tokio::time::timeout(Duration::from_mins(1), async {
         while property(&subject.load(table).await, "theirs.0").is_none() {
             tokio::task::yield_now().await;
         }
@@ -512,7 +512,7 @@ async fn h29_a_writer_killed_at_any_moment_leaves_a_readable_table() {
             .spawn()
             .expect("python");
         let before = subject.load(&table.ident).await.metadata_location;
-        let began = tokio::time::timeout(Duration::from_secs(60), async {
+        let began = tokio::time::timeout(Duration::from_mins(1), async {
             while subject.load(&table.ident).await.metadata_location == before {
                 tokio::task::yield_now().await;
             }

@@ -154,7 +154,7 @@ pub async fn a_created_table_is_loaded_as_created(subject: &Subject) {
 /// The second creation is told so and changes nothing.
 pub async fn a_name_is_given_once(subject: &Subject) {
     let created = subject.create().await;
-    let again = subject.new_table(created.ident.clone());
+    let again = new_table(created.ident.clone());
     let reply = subject.other.create(again).await.expect("create");
     assert!(matches!(reply, CreateReply::Exists), "{reply:?}");
     assert_eq!(
@@ -168,7 +168,7 @@ pub async fn a_table_needs_its_namespace(subject: &Subject) {
     let nowhere = TableIdent::new(NamespaceIdent::new(subject.fresh("nowhere")), "t".into());
     let refused = subject
         .catalog
-        .create(subject.new_table(nowhere))
+        .create(new_table(nowhere))
         .await
         .expect_err("refused");
     assert_eq!(refused.kind(), CatalogErrorKind::NotFound, "{refused}");
@@ -186,7 +186,7 @@ pub async fn tables_are_listed_in_order(subject: &Subject) {
         let ident = TableIdent::new(namespace.clone(), name.to_owned());
         let reply = subject
             .catalog
-            .create(subject.new_table(ident))
+            .create(new_table(ident))
             .await
             .expect("create");
         assert!(matches!(reply, CreateReply::Created(_)), "{reply:?}");
@@ -594,29 +594,6 @@ impl Subject {
             .expect("namespace");
     }
 
-    /// A table with two columns, partitioned by the day of one.
-    pub fn new_table(&self, ident: TableIdent) -> NewTable {
-        let topic = NestedField::required(1, "topic", Type::Primitive(PrimitiveType::String));
-        let archived_at = NestedField::required(
-            2,
-            "archived_at",
-            Type::Primitive(PrimitiveType::Timestamptz),
-        );
-        let spec = UnboundPartitionSpec::builder()
-            .add_partition_field(2, "archived_at_day", Transform::Day)
-            .expect("partition field")
-            .build();
-        let schema = Schema::builder().with_fields([topic.into(), archived_at.into()]);
-        NewTable {
-            ident,
-            schema: schema.build().expect("schema"),
-            partition_spec: Some(spec),
-            sort_order: None,
-            properties: BTreeMap::from([("purpose".to_owned(), "conformance".to_owned())]),
-            location: None,
-        }
-    }
-
     /// A table of its own for one case.
     pub async fn create(&self) -> LoadedTable {
         self.make_namespace().await;
@@ -625,12 +602,7 @@ impl Subject {
 
     async fn create_in(&self, namespace: &NamespaceIdent) -> LoadedTable {
         let ident = TableIdent::new(namespace.clone(), self.fresh("t"));
-        match self
-            .catalog
-            .create(self.new_table(ident))
-            .await
-            .expect("create")
-        {
+        match self.catalog.create(new_table(ident)).await.expect("create") {
             CreateReply::Created(table) => table,
             CreateReply::Exists => unreachable!("a fresh name is taken"),
         }
@@ -713,6 +685,29 @@ impl Subject {
             },
         ];
         (requirements, updates)
+    }
+}
+
+/// A table with two columns, partitioned by the day of one.
+pub fn new_table(ident: TableIdent) -> NewTable {
+    let topic = NestedField::required(1, "topic", Type::Primitive(PrimitiveType::String));
+    let archived_at = NestedField::required(
+        2,
+        "archived_at",
+        Type::Primitive(PrimitiveType::Timestamptz),
+    );
+    let spec = UnboundPartitionSpec::builder()
+        .add_partition_field(2, "archived_at_day", Transform::Day)
+        .expect("partition field")
+        .build();
+    let schema = Schema::builder().with_fields([topic.into(), archived_at.into()]);
+    NewTable {
+        ident,
+        schema: schema.build().expect("schema"),
+        partition_spec: Some(spec),
+        sort_order: None,
+        properties: BTreeMap::from([("purpose".to_owned(), "conformance".to_owned())]),
+        location: None,
     }
 }
 

@@ -188,7 +188,7 @@ impl MemoryCatalog {
                 Applied::Refused(error) => return CommitReply::Refused(error),
             };
         let stamped = if adds_snapshot {
-            Ok(metadata) // stamped with its snapshot's time
+            Ok(*metadata) // stamped with its snapshot's time
         } else {
             self.stamp(&metadata, current.metadata.last_updated_ms())
         };

@@ -25,7 +25,7 @@ const METADATA_BYTES_MAX: u64 = 1 << 30;
 #[derive(Debug)]
 pub(super) enum Applied {
     /// The metadata to swap in.
-    Ready(TableMetadata),
+    Ready(Box<TableMetadata>),
     /// A requirement does not hold.
     Conflict,
     /// The updates make no valid table.
@@ -82,7 +82,7 @@ pub(super) fn apply(
         .try_fold(builder, |builder, update| update.apply(builder))
         .and_then(TableMetadataBuilder::build);
     match built {
-        Ok(built) => Applied::Ready(built.metadata),
+        Ok(built) => Applied::Ready(Box::new(built.metadata)),
         Err(error) => Applied::Refused(refused(what(), error)),
     }
 }
@@ -135,10 +135,7 @@ pub(super) async fn write(
     storage
         .put(location, Bytes::from(bytes))
         .await
-        .map_err(|source| CatalogError::Storage {
-            what: what(),
-            source,
-        })
+        .map_err(|source| CatalogError::storage(what(), source))
 }
 
 /// Reads a metadata file, plain or gzip.
@@ -164,7 +161,7 @@ impl StorageOrParse {
     pub(super) fn into_catalog(self, location: &str) -> CatalogError {
         let what = format!("read {location}");
         match self {
-            Self::Storage(source) => CatalogError::Storage { what, source },
+            Self::Storage(source) => CatalogError::storage(what, source),
             Self::Parse(source) => CatalogError::Unreadable { what, source },
         }
     }

@@ -238,7 +238,7 @@ pub enum CatalogError {
         what: String,
         /// What went wrong.
         #[source]
-        source: StorageError,
+        source: Box<StorageError>,
     },
     /// The request may or may not have been carried out.
     #[error("catalog: {what}: outcome unknown")]
@@ -252,6 +252,13 @@ pub enum CatalogError {
 }
 
 impl CatalogError {
+    pub(crate) fn storage(what: impl Into<String>, source: StorageError) -> Self {
+        Self::Storage {
+            what: what.into(),
+            source: Box::new(source),
+        }
+    }
+
     /// What the caller can do about it.
     pub fn kind(&self) -> CatalogErrorKind {
         match self {

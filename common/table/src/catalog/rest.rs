@@ -114,10 +114,7 @@ impl RestCatalog {
 }
 
 fn no_storage(source: StorageError) -> CatalogError {
-    CatalogError::Storage {
-        what: "open the catalog's storage".into(),
-        source,
-    }
+    CatalogError::storage("open the catalog's storage", source)
 }
 
 #[async_trait]

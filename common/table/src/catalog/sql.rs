@@ -53,11 +53,8 @@ pub struct SqlCatalog {
 impl SqlCatalog {
     /// Opens the catalog and makes its two tables unless they are there.
     pub async fn connect(properties: &BTreeMap<String, String>) -> Result<Self, CatalogError> {
-        let storage =
-            Storage::from_properties(properties).map_err(|source| CatalogError::Storage {
-                what: "open the catalog's storage".into(),
-                source,
-            })?;
+        let storage = Storage::from_properties(properties)
+            .map_err(|source| CatalogError::storage("open the catalog's storage", source))?;
         Self::open(properties, storage, Arc::new(RandomIds)).await
     }
 
@@ -235,7 +232,7 @@ impl Catalog for SqlCatalog {
         {
             Swap::Done => CommitReply::Committed(LoadedTable {
                 ident: base.ident.clone(),
-                metadata: Arc::new(metadata),
+                metadata: Arc::from(metadata),
                 metadata_location: next,
                 config: BTreeMap::new(),
             }),

@@ -346,12 +346,11 @@ fn azure_sas(
 ) -> Result<Option<object_store::azure::AzureCredential>, StorageError> {
     let hosts =
         ["dfs", "blob"].map(|kind| format!("adls.sas-token.{account}.{kind}.core.windows.net"));
-    let names = hosts
+    let mut names = hosts
         .into_iter()
         .chain([format!("adls.sas-token.{account}"), "adls.sas-token".into()]);
-    let Some((name, token)) = names
-        .filter_map(|name| given(properties, &name).map(|token| (name.clone(), token)))
-        .next()
+    let Some((name, token)) =
+        names.find_map(|name| given(properties, &name).map(|token| (name.clone(), token)))
     else {
         return Ok(None);
     };

@@ -14,7 +14,7 @@ use super::StorageError;
 
 /// Vended credentials are asked for anew at this age. The shortest that the clouds hand out live 15 minutes; going by age
 /// rather than by the stated expiry needs no agreement between two clocks.
-const REFRESH_AFTER: Duration = Duration::from_secs(600);
+const REFRESH_AFTER: Duration = Duration::from_mins(10);
 
 /// Where new credentials come from once those at hand expire.
 #[async_trait]

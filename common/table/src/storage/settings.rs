@@ -22,8 +22,8 @@ impl Default for StorageSettings {
     fn default() -> Self {
         Self {
             connect_timeout: Duration::from_secs(5),
-            request_timeout: Duration::from_secs(60),
-            retry_timeout: Duration::from_secs(120),
+            request_timeout: Duration::from_mins(1),
+            retry_timeout: Duration::from_mins(2),
             max_retries: 8,
         }
     }
@@ -92,7 +92,7 @@ mod tests {
     fn durations_are_read_with_their_unit() {
         assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(parse_duration("30s"), Ok(Duration::from_secs(30)));
-        assert_eq!(parse_duration("2 m"), Ok(Duration::from_secs(120)));
+        assert_eq!(parse_duration("2 m"), Ok(Duration::from_mins(2)));
         for wrong in [
             "",
             "30",

@@ -153,9 +153,9 @@ impl Credential {
             Ok(fetched) => {
                 let life = fetched.expires_in.map(Duration::from_secs);
                 let renew_at = life.map(|life| asked_at + life * RENEW_AFTER_EIGHTHS / 8);
-                let token = fetched.access_token.clone();
+                let token = fetched.value.clone();
                 *current = Some(Current {
-                    token: fetched.access_token,
+                    token: fetched.value,
                     renew_at,
                 });
                 Ok(token)
@@ -201,7 +201,7 @@ impl Credential {
             }
         }
         let token: Token = protocol::decode(&body, &what)?;
-        match &token.token_type {
+        match &token.kind {
             Some(kind) if !kind.eq_ignore_ascii_case("bearer") => Err(CatalogError::Refused {
                 what,
                 message: format!(

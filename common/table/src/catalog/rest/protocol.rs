@@ -178,9 +178,10 @@ pub(super) struct ErrorModel {
 /// The answer of a token endpoint.
 #[derive(Deserialize)]
 pub(super) struct Token {
-    pub(super) access_token: String,
-    #[serde(default)]
-    pub(super) token_type: Option<String>,
+    #[serde(rename = "access_token")]
+    pub(super) value: String,
+    #[serde(default, rename = "token_type")]
+    pub(super) kind: Option<String>,
     #[serde(default)]
     pub(super) expires_in: Option<u64>,
 }

@@ -49,7 +49,8 @@ impl LogLines {
     /// Takes one line; `level` is syslog's.
     pub(super) fn line(&self, level: i32, facility: &str, text: &str) {
         let text = text.trim();
-        if level > 4 {
+        // the client says everything again as an error of the whole client, and then how many brokers are down
+        if level > 4 || (facility == "ERROR" && !text.contains("atal error")) {
             if level > 6 {
                 tracing::trace!(target: "librdkafka", facility, "{text}");
             } else {

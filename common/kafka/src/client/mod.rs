@@ -15,7 +15,13 @@
 //! - One error message stops a partition here, whatever the client does next: going on behind it would be a guess.
 //! - `position`, committed offsets and `auto.offset.reset` decide nothing.
 //!
-//! A limit of the client's interface: a header name that holds a NUL byte is cut off there, and nothing tells.
+//! Limits of the client:
+//! - A header name that holds a NUL byte is cut off there, and nothing tells.
+//! - A topic that is deleted, or that may not be described any more, is silence to a reader that is alone; [`Log`](crate::Log)'s
+//!   answers say it.
+//! - A batch that fails its CRC is a [`PartitionFault::Corrupt`](crate::PartitionFault::Corrupt) when it comes first in a
+//!   response. Further behind, librdkafka 2.12.1 computes a wrong place to go on (`rd_kafka_buf_skip_to` in
+//!   `rd_kafka_msgset_reader_v2`) and ends the *process* by an assertion. Nothing wrong is ever delivered.
 
 mod classify;
 mod ffi;

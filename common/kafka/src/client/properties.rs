@@ -68,6 +68,7 @@ const GROUP_ONLY: &[&str] = &[
     "partition.assignment.strategy",
     "session.timeout.ms",
     "heartbeat.interval.ms",
+    "max.poll.interval.ms",
     "coordinator.query.interval.ms",
 ];
 

@@ -98,6 +98,21 @@ impl Shared {
         self.ready.notify_one();
     }
 
+    /// Takes back rows and faults of partitions that nobody has taken yet.
+    pub(super) fn withdraw(&self, partitions: &[TopicPartition]) {
+        let mut outbox = lock(&self.outbox);
+        let mut bytes = 0;
+        outbox.events.retain(|event| match event {
+            ReaderEvent::Fetched(f) if partitions.contains(&f.source) => {
+                bytes += f.columns.bytes();
+                false
+            }
+            ReaderEvent::Fault { partition, .. } => !partitions.contains(partition),
+            _ => true,
+        });
+        outbox.bytes = outbox.bytes.saturating_sub(bytes);
+    }
+
     /// All commands that wait; without any, and if `idle` is given, waits so long for one (or for room).
     pub(super) fn commands(&self, idle: Option<Duration>) -> VecDeque<Command> {
         let mut commands = lock(&self.commands);

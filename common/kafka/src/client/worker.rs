@@ -371,6 +371,12 @@ impl Worker {
                     self.pending.pop_front();
                 }
                 let done = self.assign(&partitions);
+                if done.is_err() {
+                    // the group waits for an answer all the same; the caller may assign once more
+                    self.client
+                        .incremental_assign(&PartitionList::with_capacity(0))
+                        .ok();
+                }
                 self.obey_deferred();
                 done
             }
@@ -441,9 +447,16 @@ impl Worker {
             Request::Unassign { partitions, .. } => partitions.iter().collect(),
             _ => Vec::new(),
         };
+        let partitions: Vec<_> = partitions.into_iter().cloned().collect();
+        self.forget(&partitions);
+    }
+
+    /// Nothing of these is handed out any more.
+    fn forget(&mut self, partitions: &[TopicPartition]) {
         for tp in partitions {
             self.slots.remove(tp);
         }
+        self.shared.withdraw(partitions);
     }
 
     fn error(&self, what: &str, failure: &Failure) -> LogError {
@@ -546,16 +559,27 @@ impl Worker {
     }
 
     fn unassign(&mut self, partitions: &[TopicPartition]) -> Result<(), LogError> {
+        self.forget(partitions);
         let mut taken = BTreeSet::new();
         for tp in partitions {
-            self.slots.remove(tp);
             if self.assigned.remove(tp) {
                 taken.insert(tp);
             }
         }
-        let list = self.list(taken).map_err(|e| self.error("unassign", &e))?;
+        let all = self
+            .list(taken.iter().copied())
+            .and_then(|list| self.client.incremental_unassign(&list));
+        if all.is_ok() {
+            return Ok(());
+        }
+        // one that the client does not have makes it refuse all; the empty list at the end answers the group
+        for tp in taken {
+            if let Ok(list) = self.list([tp]) {
+                self.client.incremental_unassign(&list).ok();
+            }
+        }
         self.client
-            .incremental_unassign(&list)
+            .incremental_unassign(&PartitionList::with_capacity(0))
             .map_err(|e| self.error("unassign", &e))
     }
 

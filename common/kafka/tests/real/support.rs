@@ -24,8 +24,9 @@ use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseProducer, Producer as _, ProducerContext};
 use rdkafka_sys as sys;
 
-/// Ports that brokers of these tests take, two each.
-const PORTS: std::ops::Range<u16> = 33_000..34_000;
+/// Ports that brokers of these tests take, two each: below those that the kernel gives to outgoing connections, which
+/// would be taken while a broker is down.
+const PORTS: std::ops::Range<u16> = 23_000..24_000;
 const WAIT: Duration = Duration::from_secs(30);
 
 fn script() -> PathBuf {
@@ -44,6 +45,11 @@ pub struct Broker {
 impl Broker {
     /// Starts a broker; panics with the script's words when that fails.
     pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// With more settings, as key=value.
+    pub fn start_with(settings: &[&str]) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("everlog-kafka-test-")
             .tempdir()
@@ -76,8 +82,7 @@ impl Broker {
                 .args(["--set", "group.consumer.min.session.timeout.ms=2000"])
                 .args(["--set", "group.consumer.session.timeout.ms=6000"])
                 .args(["--set", "group.min.session.timeout.ms=1000"])
-                .args(["--set", "delete.topic.enable=true"])
-                .args(["--set", "transaction.remove.expired.transaction.cleanup.interval.ms=3600000"])
+                .args(settings.iter().flat_map(|s| ["--set", *s]))
                 .stdout(Stdio::null())
                 .output()
                 .unwrap();
@@ -98,7 +103,7 @@ impl Broker {
         format!("127.0.0.1:{}", self.port)
     }
 
-    fn run(&self, args: &[&str]) {
+    fn attempt(&self, args: &[&str]) -> Result<(), String> {
         let mut child = Command::new(script())
             .arg(args[0])
             .arg(&self.dir)
@@ -109,7 +114,33 @@ impl Broker {
             .unwrap();
         let mut words = String::new();
         child.stderr.take().unwrap().read_to_string(&mut words).ok();
-        assert!(child.wait().unwrap().success(), "{args:?}: {words}");
+        if child.wait().unwrap().success() {
+            Ok(())
+        } else {
+            Err(words)
+        }
+    }
+
+    fn run(&self, args: &[&str]) {
+        self.attempt(args)
+            .unwrap_or_else(|words| panic!("{args:?}: {words}"));
+    }
+
+    /// Where its partitions are.
+    pub fn data(&self) -> PathBuf {
+        self.dir.join("node1").join("data")
+    }
+
+    /// One of Kafka's own tools, told where the broker is.
+    pub fn tool(&self, args: &[&str]) {
+        let done = Command::new(script())
+            .arg("tool")
+            .arg(args[0])
+            .args(["--bootstrap-server", &self.bootstrap()])
+            .args(&args[1..])
+            .output()
+            .unwrap();
+        assert!(done.status.success(), "{args:?}: {done:?}");
     }
 
     /// Kills the broker the hard way.
@@ -124,7 +155,15 @@ impl Broker {
 
     /// Starts it again.
     pub fn start_again(&self) {
-        self.run(&["start-node", "1"]);
+        // threads of a killed process may hold its ports for a moment longer than the process lives
+        let mut words = String::new();
+        for _ in 0..5 {
+            match self.attempt(&["start-node", "1"]) {
+                Ok(()) => return,
+                Err(failed) => words = failed,
+            }
+        }
+        panic!("{words}");
     }
 
     /// The kernel takes its time away: connections stay, nothing answers.
@@ -286,6 +325,30 @@ impl Real {
             config.set(*key, *value);
         }
         config.create_with_context(Deliveries::default()).unwrap()
+    }
+
+    /// What a group committed.
+    pub fn committed(&self, group: &str, tp: &TopicPartition) -> Option<i64> {
+        let consumer: rdkafka::consumer::BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", &self.bootstrap)
+            .set("group.id", group)
+            .create()
+            .unwrap();
+        let mut list = TopicPartitionList::new();
+        list.add_partition(tp.topic.as_str(), tp.partition.get());
+        let found = rdkafka::consumer::Consumer::committed_offsets(&consumer, list, WAIT).ok()?;
+        match found.elements().first()?.offset() {
+            rdkafka::Offset::Offset(offset) => Some(offset),
+            _ => None,
+        }
+    }
+
+    /// Sends without waiting for the broker.
+    pub fn send(producer: &Producer, tp: &TopicPartition, records: &[MemoryRecord]) {
+        for record in records {
+            assert!(send(producer, tp, record), "the producer's queue is full");
+        }
+        producer.poll(Duration::ZERO);
     }
 
     pub async fn produce_with(

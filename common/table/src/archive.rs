@@ -13,6 +13,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use everlog_common::ledger::Refusal;
 use everlog_common::{Advance, Clock, Ids, Ledger, Millis, TopicName};
@@ -52,6 +53,11 @@ pub struct ArchiveDeps {
     /// Identifiers and jitter.
     pub ids: Arc<dyn Ids>,
 }
+
+/// How often a table is made whose making had no known outcome.
+const CREATE_ATTEMPTS: u32 = 5;
+/// First pause between them.
+const CREATE_PAUSE: Duration = Duration::from_millis(200);
 
 /// How an [`Archive`] keeps its table in shape while it commits.
 #[derive(Debug, Clone, Default)]
@@ -222,22 +228,25 @@ impl Archive {
             .ensure_namespace(ident.namespace())
             .await
             .map_err(|source| catalog_error(&ident, "cannot make the namespace", source))?;
-        match catalog.create(table).await {
-            Ok(CreateReply::Created(table)) => return Self::of_table(deps, topic, &table),
-            Ok(CreateReply::Exists) => {}
-            Err(error) if error.kind() == CatalogErrorKind::Unknown => {}
-            Err(source) => return Err(catalog_error(&ident, "cannot make the table", source)),
+        let mut last = None;
+        for attempt in 0..CREATE_ATTEMPTS {
+            match catalog.create(table.clone()).await {
+                Ok(CreateReply::Created(table)) => return Self::of_table(deps, topic, &table),
+                Ok(CreateReply::Exists) => {}
+                // Made or not: the name is given once, so both looking and asking again are safe.
+                Err(error) if error.kind() == CatalogErrorKind::Unknown => last = Some(error),
+                Err(source) => return Err(catalog_error(&ident, "cannot make the table", source)),
+            }
+            if let Some(archive) = Self::open(deps.clone(), namespace, topic).await? {
+                return Ok(archive);
+            }
+            deps.clock.sleep(CREATE_PAUSE * (1 << attempt)).await;
         }
-        // Somebody else made it at the same moment, or our own reply was lost.
-        let made = Self::open(deps, namespace, topic).await?;
-        made.ok_or_else(|| ArchiveError::Catalog {
-            table: ident.to_string(),
-            doing: "cannot make the table",
-            source: CatalogError::Unavailable {
-                what: format!("create {ident}"),
-                source: "the catalog said that it exists, but does not show it".into(),
-            },
-        })
+        let source = last.unwrap_or_else(|| CatalogError::Unavailable {
+            what: format!("create {ident}"),
+            source: "the catalog says that it exists, but does not show it".into(),
+        });
+        Err(catalog_error(&ident, "cannot make the table", source))
     }
 
     /// The same archive with other options, sharing nothing with the first.

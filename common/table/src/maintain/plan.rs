@@ -466,7 +466,8 @@ mod tests {
             }
             prop_assert_eq!(table.head(), Some(ids[0]));
             for n in 0..tagged.len() {
-                prop_assert!(table.metadata.snapshot_for_ref(&format!("tag-{n}")).is_some());
+                let name = format!("tag-{n}");
+                prop_assert!(table.metadata.snapshot_for_ref(&name).is_some());
             }
         }
     }

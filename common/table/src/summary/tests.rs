@@ -41,7 +41,7 @@ impl Table {
             SortOrder::unsorted_order(),
             "s3://lake/t".to_owned(),
             FormatVersion::V2,
-            std::collections::HashMap::new(),
+            HashMap::new(),
         )
         .and_then(TableMetadataBuilder::build)
         .expect("metadata");
@@ -51,7 +51,7 @@ impl Table {
         }
     }
 
-    fn change(
+    pub(crate) fn change(
         &mut self,
         f: impl FnOnce(TableMetadataBuilder) -> iceberg::Result<TableMetadataBuilder>,
     ) {

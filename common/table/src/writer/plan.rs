@@ -27,7 +27,7 @@ impl Limits {
     /// Of what is encoded at a time: a page ends between two such pieces at the latest.
     pub(super) const PIECE: Self = Self {
         rows: 16 << 10,
-        bytes: 1 << 20,
+        bytes: 512 << 10,
     };
 
     fn hold(self, rows: usize, bytes: usize) -> bool {

@@ -12,7 +12,7 @@ use crate::footer;
 use crate::schema::{Column, ColumnMap};
 
 /// Unpacked size at which a page ends.
-const PAGE_BYTES: usize = 1 << 20;
+const PAGE_BYTES: usize = 512 << 10;
 /// A dictionary larger than this is given up.
 const DICTIONARY_BYTES: usize = 1 << 20;
 
@@ -61,11 +61,13 @@ fn column_settings(column: Column) -> (Encoding, bool, EnabledStatistics) {
     let lengths = Encoding::DELTA_LENGTH_BYTE_ARRAY;
     match column {
         Column::Topic => (Encoding::PLAIN, true, Stats::None),
-        Column::Generation | Column::ArchivedAt => (delta, true, Stats::Chunk),
         Column::Partition => (delta, true, Stats::Page),
         Column::Offset | Column::Timestamp => (delta, false, Stats::Page),
-        Column::TimestampType | Column::LeaderEpoch => (delta, true, Stats::None),
-        Column::TimestampRaw => (delta, false, Stats::Chunk),
+        // Deltas of a constant are as small as a dictionary of one, and no value has to be looked up.
+        Column::Generation | Column::ArchivedAt | Column::TimestampRaw => {
+            (delta, false, Stats::Chunk)
+        }
+        Column::TimestampType | Column::LeaderEpoch => (delta, false, Stats::None),
         Column::Key | Column::Value | Column::Headers | Column::HeadersRaw => {
             (lengths, false, Stats::None)
         }

@@ -1,6 +1,9 @@
 //! The denominators: librdkafka and the parquet crate by themselves.
 
-#![allow(unsafe_code, reason = "the bare drain calls librdkafka's batch interface directly")]
+#![allow(
+    unsafe_code,
+    reason = "the bare drain calls librdkafka's batch interface directly"
+)]
 
 use std::fs::File;
 use std::sync::Mutex;
@@ -26,7 +29,8 @@ pub(crate) fn drain(bootstrap: &str, topic: &str, events: usize) {
         .expect("metadata");
     let mut list = TopicPartitionList::new();
     for partition in metadata.topics()[0].partitions() {
-        list.add_partition_offset(topic, partition.id(), Offset::Beginning).expect("an offset");
+        list.add_partition_offset(topic, partition.id(), Offset::Beginning)
+            .expect("an offset");
     }
     consumer.assign(&list).expect("assign");
     let rk = consumer.client().native_ptr();
@@ -58,7 +62,9 @@ pub(crate) fn decode(threads: usize, files: &[&str]) {
         for _ in 0..threads {
             scope.spawn(|| {
                 loop {
-                    let Some(path) = left.lock().ok().and_then(|mut l| l.pop()) else { return };
+                    let Some(path) = left.lock().ok().and_then(|mut l| l.pop()) else {
+                        return;
+                    };
                     let file = File::open(path).unwrap_or_else(|e| panic!("{path}: {e}"));
                     let reader = ParquetRecordBatchReaderBuilder::try_new(file)
                         .and_then(|b| b.with_batch_size(16_384).build())

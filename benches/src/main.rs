@@ -14,7 +14,11 @@
 //! ratios are of medians. Wall time on a machine that also runs the broker is contention; CPU time is steadier.
 
 #![allow(clippy::print_stdout, reason = "a report is what this program is for")]
-#![allow(clippy::panic, clippy::cast_precision_loss, reason = "a measurement that fails should say so; figures are rounded")]
+#![allow(
+    clippy::panic,
+    clippy::cast_precision_loss,
+    reason = "a measurement that fails should say so; figures are rounded"
+)]
 
 mod bare;
 mod handoff;
@@ -45,7 +49,8 @@ fn main() {
 }
 
 fn number(text: &str) -> usize {
-    text.parse().unwrap_or_else(|e| panic!("{text:?} is not a number: {e}"))
+    text.parse()
+        .unwrap_or_else(|e| panic!("{text:?} is not a number: {e}"))
 }
 
 fn report(events: usize, rounds: usize) {
@@ -69,8 +74,13 @@ fn report(events: usize, rounds: usize) {
         let lake = Everlog::local(
             &Setup::new(&kafka.bootstrap, &[TOPIC]).archive("commit_interval = \"10s\""),
         );
-        drains.push(run(&me, &["drain", &kafka.bootstrap, TOPIC, &events.to_string()]));
-        archives.push(measure::command(lake.command(&["archive", "--until-caught-up"])));
+        drains.push(run(
+            &me,
+            &["drain", &kafka.bootstrap, TOPIC, &events.to_string()],
+        ));
+        archives.push(measure::command(
+            lake.command(&["archive", "--until-caught-up"]),
+        ));
         let counted = ["replay", TOPIC, "--until", "snapshot", "--output", "count"];
         replays.push(measure::command(lake.command(&counted)));
         let files = parquet_files(&lake.dir().join("warehouse"));
@@ -78,15 +88,24 @@ fn report(events: usize, rounds: usize) {
         args.extend(files.iter().map(|f| f.display().to_string()));
         let words: Vec<&str> = args.iter().map(String::as_str).collect();
         decodes.push(run(&me, &words));
-        lake_bytes = files.iter().map(|f| f.metadata().map_or(0, |m| m.len())).sum();
+        lake_bytes = files
+            .iter()
+            .map(|f| f.metadata().map_or(0, |m| m.len()))
+            .sum();
         file_count = files.len();
     }
-    println!("\n{events} events of 200 bytes (value {sample} bytes), {PARTITIONS} partitions, {} cores", threads());
+    println!(
+        "\n{events} events of 200 bytes (value {sample} bytes), {PARTITIONS} partitions, {} cores",
+        threads()
+    );
     println!("| run | events/s | CPU s per million | peak memory MB | runs, s |");
     println!("|---|---|---|---|---|");
-    for (name, figures) in
-        [("drain", &drains), ("archive", &archives), ("replay", &replays), ("decode", &decodes)]
-    {
+    for (name, figures) in [
+        ("drain", &drains),
+        ("archive", &archives),
+        ("replay", &replays),
+        ("decode", &decodes),
+    ] {
         row(name, figures, events);
     }
     let wall = |f: &[Figures]| median(f.iter().map(|f| f.wall.as_secs_f64()));
@@ -97,7 +116,11 @@ fn report(events: usize, rounds: usize) {
         ("replay / bare decode", &decodes, &replays, "0.70", "0.85"),
         ("replay / drain", &drains, &replays, "2", "4"),
     ] {
-        println!("| {name} | {:.2} | {:.2} | {floor} | {aim} |", wall(base) / wall(of), cpu(base) / cpu(of));
+        println!(
+            "| {name} | {:.2} | {:.2} | {floor} | {aim} |",
+            wall(base) / wall(of),
+            cpu(base) / cpu(of)
+        );
     }
     println!(
         "\nbytes per event: archive {:.1} in {file_count} files, Kafka's lz4 log {:.1}: {:.2}",
@@ -111,8 +134,15 @@ fn report(events: usize, rounds: usize) {
 fn row(name: &str, figures: &[Figures], events: usize) {
     let wall = median(figures.iter().map(|f| f.wall.as_secs_f64()));
     let cpu = median(figures.iter().map(|f| f.cpu.as_secs_f64()));
-    let memory = figures.iter().map(|f| f.peak_bytes).max().unwrap_or_default();
-    let runs: Vec<String> = figures.iter().map(|f| format!("{:.2}", f.wall.as_secs_f64())).collect();
+    let memory = figures
+        .iter()
+        .map(|f| f.peak_bytes)
+        .max()
+        .unwrap_or_default();
+    let runs: Vec<String> = figures
+        .iter()
+        .map(|f| format!("{:.2}", f.wall.as_secs_f64()))
+        .collect();
     println!(
         "| {name} | {:.0} | {:.2} | {:.0} | {} |",
         events as f64 / wall,
@@ -137,7 +167,9 @@ fn produce(broker: &Broker, events: usize) -> usize {
     let mut length = 0;
     let mut state = 0x9E37_79B9_7F4A_7C15_u64;
     for n in 0..events {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         let user = (state >> 33) % 5_000;
         let product = (state >> 20) % 20_000;
         let kind = ["view", "view", "view", "add_to_cart", "purchase"][n % 5];

@@ -1,6 +1,9 @@
 //! A process's own figures, as the kernel counts them.
 
-#![allow(unsafe_code, reason = "wait4 is the only way to one child's own resource usage")]
+#![allow(
+    unsafe_code,
+    reason = "wait4 is the only way to one child's own resource usage"
+)]
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -25,7 +28,10 @@ pub(crate) fn run(program: &Path, args: &[&str]) -> Figures {
 }
 
 /// Runs `command`; it must succeed.
-#[allow(clippy::disallowed_methods, reason = "this is a measurement of real time")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "this is a measurement of real time"
+)]
 pub(crate) fn command(mut command: Command) -> Figures {
     let start = Instant::now();
     let child = command
@@ -40,9 +46,13 @@ pub(crate) fn command(mut command: Command) -> Figures {
     // SAFETY: the child is ours and is waited for exactly once, here.
     let ended = unsafe { libc::wait4(pid, &raw mut status, 0, &raw mut usage) };
     let wall = start.elapsed();
-    assert!(ended == pid && status == 0, "{command:?} ended with {status}");
+    assert!(
+        ended == pid && status == 0,
+        "{command:?} ended with {status}"
+    );
     let time = |t: libc::timeval| {
-        Duration::from_secs(t.tv_sec.unsigned_abs()) + Duration::from_micros(t.tv_usec.unsigned_abs())
+        Duration::from_secs(t.tv_sec.unsigned_abs())
+            + Duration::from_micros(t.tv_usec.unsigned_abs())
     };
     Figures {
         wall,

@@ -7,6 +7,8 @@
     reason = "every test binary uses its own part; the clock of the tests is tokio's"
 )]
 
+pub mod broker;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;

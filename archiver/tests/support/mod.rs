@@ -25,10 +25,14 @@ use everlog_common::{
 use everlog_kafka::memory::{MemoryLog, MemoryRecord};
 use everlog_kafka::{Isolation, Log, Membership, ReaderEvent, ReaderOptions, StartAt};
 use everlog_table::archive::{Archive, ArchiveDeps};
-use everlog_table::catalog::Catalog;
 use everlog_table::catalog::memory::MemoryCatalog;
+use everlog_table::catalog::{
+    Catalog, CatalogError, CommitReply, CreateReply, LoadedTable, NewTable,
+};
 use everlog_table::scan;
 use everlog_table::snapshot::{LeaseMode, SnapshotSelector};
+use everlog_table::storage::Storage;
+use iceberg::{NamespaceIdent, TableIdent, TableRequirement, TableUpdate};
 use object_store::memory::InMemory;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -84,10 +88,84 @@ pub fn tp(name: &str, n: i32) -> TopicPartition {
 /// One partition's rows: offset and value.
 pub type Rows = Vec<(i64, Vec<u8>)>;
 
+/// A catalog that a test can take away.
+#[derive(Debug)]
+pub struct Gate {
+    inner: Arc<MemoryCatalog>,
+    pub is_closed: std::sync::atomic::AtomicBool,
+}
+
+impl Gate {
+    fn check(&self) -> Result<(), CatalogError> {
+        if self.is_closed.load(std::sync::atomic::Ordering::SeqCst) {
+            Err(CatalogError::Unavailable {
+                what: "anything".to_owned(),
+                source: "the gate is closed".into(),
+            })
+        } else {
+            Ok(())
+        }
+    }
+
+    pub fn close(&self) {
+        self.is_closed
+            .store(true, std::sync::atomic::Ordering::SeqCst);
+    }
+
+    pub fn open(&self) {
+        self.is_closed
+            .store(false, std::sync::atomic::Ordering::SeqCst);
+    }
+}
+
+#[async_trait]
+impl Catalog for Gate {
+    async fn ensure_namespace(&self, namespace: &NamespaceIdent) -> Result<(), CatalogError> {
+        self.check()?;
+        self.inner.ensure_namespace(namespace).await
+    }
+
+    async fn list_tables(&self, namespace: &NamespaceIdent) -> Result<Vec<String>, CatalogError> {
+        self.check()?;
+        self.inner.list_tables(namespace).await
+    }
+
+    async fn load(&self, table: &TableIdent) -> Result<Option<LoadedTable>, CatalogError> {
+        self.check()?;
+        self.inner.load(table).await
+    }
+
+    async fn create(&self, table: NewTable) -> Result<CreateReply, CatalogError> {
+        self.check()?;
+        self.inner.create(table).await
+    }
+
+    async fn commit(
+        &self,
+        base: &LoadedTable,
+        requirements: Vec<TableRequirement>,
+        updates: Vec<TableUpdate>,
+        idempotency_key: uuid::Uuid,
+    ) -> CommitReply {
+        if let Err(error) = self.check() {
+            return CommitReply::Refused(error);
+        }
+        self.inner
+            .commit(base, requirements, updates, idempotency_key)
+            .await
+    }
+
+    fn storage_for(&self, table: &LoadedTable) -> Result<Storage, CatalogError> {
+        self.inner.storage_for(table)
+    }
+}
+
 pub struct World {
     pub clock: Arc<dyn Clock>,
     pub log: MemoryLog,
     pub catalog: Arc<MemoryCatalog>,
+    /// The archivers' way to it; the test itself goes straight.
+    pub gate: Arc<Gate>,
     seeds: std::sync::atomic::AtomicU64,
 }
 
@@ -130,10 +208,15 @@ impl World {
             Arc::clone(&clock),
             Arc::new(SeededIds::new(42)),
         );
+        let catalog = Arc::new(catalog);
         Self {
             log: MemoryLog::new(Arc::clone(&clock)),
             clock,
-            catalog: Arc::new(catalog),
+            gate: Arc::new(Gate {
+                inner: Arc::clone(&catalog),
+                is_closed: std::sync::atomic::AtomicBool::new(false),
+            }),
+            catalog,
             seeds: std::sync::atomic::AtomicU64::new(1),
         }
     }
@@ -159,7 +242,7 @@ impl World {
     pub fn components(&self) -> Components {
         Components {
             log: Arc::new(self.log.clone()),
-            catalog: Arc::clone(&self.catalog) as Arc<dyn Catalog>,
+            catalog: Arc::clone(&self.gate) as Arc<dyn Catalog>,
             clock: Arc::clone(&self.clock),
             ids: self.ids(),
         }
@@ -194,11 +277,14 @@ impl World {
 
     /// Waits until `check` holds.
     pub async fn wait_for(&self, what: &str, mut check: impl AsyncFnMut() -> bool) {
-        for _ in 0..20_000 {
+        let due = self.clock.elapsed() + Duration::from_secs(400);
+        let mut wait = Duration::from_millis(20);
+        while self.clock.elapsed() < due {
             if check().await {
                 return;
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(Duration::from_millis(500));
         }
         panic!("{what}: not in 400 s");
     }

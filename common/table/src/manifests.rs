@@ -186,8 +186,12 @@ pub async fn read_manifests(
     storage: &Storage,
     files: &[ManifestFile],
 ) -> Result<Vec<Vec<ManifestEntry>>, ManifestError> {
-    futures::stream::iter(files)
+    // collected first: a closure inside the stream keeps the future from being `Send` wherever it is spawned
+    let reads: Vec<_> = files
+        .iter()
         .map(|file| read_manifest(storage, file))
+        .collect();
+    futures::stream::iter(reads)
         .buffered(READS_AT_ONCE)
         .try_collect()
         .await

@@ -240,8 +240,8 @@ impl Archive {
     }
 
     async fn held(&self, files: &[&PlannedFile]) -> Result<Vec<Held>, ArchiveError> {
-        futures::stream::iter(files)
-            .map(|file| self.held_by(file))
+        let reads: Vec<_> = files.iter().map(|file| self.held_by(file)).collect();
+        futures::stream::iter(reads)
             .buffered(READS_AT_ONCE)
             .try_collect()
             .await

@@ -282,12 +282,14 @@ impl Archive {
         needed: &mut Needed,
     ) -> Result<(), ArchiveError> {
         let storage = self.store_of_files();
-        let mut reads = futures::stream::iter(all)
+        let reads: Vec<_> = all
+            .into_iter()
             .map(|file| {
                 let storage = &storage;
                 async move { (manifests::read_manifest(storage, &file).await, file) }
             })
-            .buffer_unordered(AT_ONCE);
+            .collect();
+        let mut reads = futures::stream::iter(reads).buffer_unordered(AT_ONCE);
         while let Some((entries, file)) = reads.next().await {
             match entries {
                 Ok(entries) => {
@@ -319,7 +321,7 @@ impl Archive {
         upkeep: &Upkeep,
     ) -> Result<Vec<(String, Arc<Vec<ManifestFile>>)>, ArchiveError> {
         let storage = self.store_of_files();
-        let read = futures::stream::iter(snapshots).map(|snapshot| {
+        let reads = snapshots.iter().map(|snapshot| {
             let (storage, upkeep) = (&storage, upkeep);
             async move {
                 let path = snapshot.manifest_list().to_owned();
@@ -339,7 +341,10 @@ impl Archive {
             }
         });
         let found: Vec<Option<(String, Arc<Vec<ManifestFile>>)>> =
-            read.buffered(AT_ONCE).try_collect().await?;
+            futures::stream::iter(reads.collect::<Vec<_>>())
+                .buffered(AT_ONCE)
+                .try_collect()
+                .await?;
         Ok(found.into_iter().flatten().collect())
     }
 
@@ -415,7 +420,8 @@ impl Archive {
             report.held_back = Some("deletion is switched off".to_owned());
             return Ok(());
         }
-        let mut deletes = futures::stream::iter(doomed)
+        let deletes: Vec<_> = doomed
+            .into_iter()
             .map(|candidate| {
                 let storage = &storage;
                 async move {
@@ -423,7 +429,8 @@ impl Archive {
                     (deleted, candidate)
                 }
             })
-            .buffer_unordered(AT_ONCE);
+            .collect();
+        let mut deletes = futures::stream::iter(deletes).buffer_unordered(AT_ONCE);
         while let Some((deleted, candidate)) = deletes.next().await {
             deleted.map_err(|source| ArchiveError::Storage {
                 table: self.table().to_string(),

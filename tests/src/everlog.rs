@@ -251,7 +251,7 @@ fn parse_line(line: &str) -> Option<Record> {
     for pair in flat.chunks(2) {
         let key = match pair.first()? {
             Value::String(s) => s.as_bytes().to_vec(),
-            _ => return None,
+            odd => bytes(odd.get("base64")?)??,
         };
         headers.push((key, bytes(pair.get(1)?)?));
     }

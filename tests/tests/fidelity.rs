@@ -83,18 +83,11 @@ async fn h19_every_kind_of_record_survives_bit_for_bit() {
     let everlog = Everlog::local(&Setup::new(&kafka().bootstrap, &[topic]));
     everlog.archive();
     let log = broker.dump(topic);
-    // a header key that is not UTF-8 has its own form in JSON lines: compared as other engines see it, below
-    let mut expected = log.clone();
-    expected.get_mut(&2).expect("partition 2").remove(0);
-    let mut replayed = everlog.replay(topic, &["--until", "snapshot"]);
-    assert_eq!(
-        replayed.get_mut(&2).expect("partition 2").remove(0).offset,
-        0
-    );
-    assert_same(&expected, &replayed, "replay from the archive");
+    assert_same(&log, &everlog.replay(topic, &["--until", "snapshot"]), "replay from the archive");
+    assert_same(&log, &everlog.replay(topic, &[]), "replay to now");
     for engine in ["pyiceberg", "duckdb"] {
         let reading = engines::read(&everlog, engine, "fidelity_kinds", None);
-        assert_eq!(reading.rows, compare::count(&log) as u64, "{engine}");
+        assert_eq!((reading.rows, reading.sha256), engines::digest(&log), "{engine}");
     }
 }
 

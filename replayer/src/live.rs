@@ -1,0 +1,253 @@
+//! The live tier: what the cluster says of the topic, and its log from explicit positions.
+//!
+//! Invariant: what [`Tailer::poll`] hands out of a partition is contiguous from its start. Offsets below are dropped,
+//! offsets beyond are an error, whatever the client does.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use everlog_common::{
+    Clock, EventBatch, Generation, Identity, Offset, OffsetRange, Partition, Positions, Source,
+    TopicName, TopicPartition,
+};
+use everlog_kafka::{
+    Isolation, Log, LogError, LogReader, Membership, PartitionFault, ReaderEvent, ReaderOptions,
+    StartAt,
+};
+
+use crate::error::ReplayError;
+use crate::handoff::LiveFacts;
+
+/// Requests are repeated for so long while the cluster is not available.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// First wait between repetitions; doubled up to [`BACKOFF_MAX`].
+const BACKOFF: Duration = Duration::from_millis(100);
+const BACKOFF_MAX: Duration = Duration::from_secs(2);
+/// A batch is handed over when it has waited so long.
+const LINGER: Duration = Duration::from_millis(5);
+
+/// Asks about one topic.
+#[derive(Debug, Clone)]
+pub(crate) struct Cluster {
+    pub(crate) log: Arc<dyn Log>,
+    pub(crate) topic: TopicName,
+    pub(crate) isolation: Isolation,
+    pub(crate) clock: Arc<dyn Clock>,
+}
+
+impl Cluster {
+    /// Identity, bounds, and where the epochs of our last records ended; none where the topic does not exist. While the
+    /// cluster is not available the questions are repeated, for a bounded time.
+    pub(crate) async fn facts(
+        &self,
+        epochs: &BTreeMap<Partition, i32>,
+    ) -> Result<Option<LiveFacts>, LogError> {
+        let began = self.clock.elapsed();
+        let mut wait = BACKOFF;
+        loop {
+            match self.ask(epochs).await {
+                Err(error)
+                    if error.is_transient()
+                        && self.clock.elapsed().saturating_sub(began) < PATIENCE =>
+                {
+                    tracing::debug!(%error, "asking the cluster again");
+                    self.clock.sleep(wait).await;
+                    wait = (wait * 2).min(BACKOFF_MAX);
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    /// The identity is read before and after the bounds, so that both are of one incarnation.
+    async fn ask(
+        &self,
+        epochs: &BTreeMap<Partition, i32>,
+    ) -> Result<Option<LiveFacts>, LogError> {
+        let Some((identity, partitions)) = self.identity().await? else {
+            return Ok(None);
+        };
+        let all: Vec<TopicPartition> = partitions.iter().map(|p| self.partition(*p)).collect();
+        let bounds = self.log.bounds(&all, self.isolation).await?;
+        let asked: Vec<(TopicPartition, i32)> = epochs
+            .iter()
+            .filter(|(p, _)| partitions.contains(p))
+            .map(|(p, epoch)| (self.partition(*p), *epoch))
+            .collect();
+        let ends = if asked.is_empty() {
+            BTreeMap::new()
+        } else {
+            self.log.epoch_ends(&asked).await?
+        };
+        let after = self.identity().await?;
+        if after.as_ref().map(|(identity, _)| identity) != Some(&identity) {
+            return Err(LogError::Unavailable {
+                what: format!("topic {}", self.topic),
+                detail: "it changed while it was being looked at".to_owned(),
+            });
+        }
+        let ends = ends.into_iter().filter_map(|(tp, end)| Some((tp.partition, end?)));
+        Ok(Some(LiveFacts {
+            identity,
+            bounds: bounds.into_iter().map(|(tp, b)| (tp.partition, b)).collect(),
+            epoch_ends: ends.collect(),
+        }))
+    }
+
+    async fn identity(&self) -> Result<Option<(Identity, Vec<Partition>)>, LogError> {
+        let mut described = self.log.describe(std::slice::from_ref(&self.topic)).await?;
+        let Some(info) = described.remove(&self.topic) else {
+            return Ok(None);
+        };
+        let identity = Identity {
+            cluster_id: self.log.cluster_id().await?,
+            topic_id: info.topic_id,
+        };
+        Ok(Some((identity, info.partitions)))
+    }
+
+    pub(crate) fn partition(&self, partition: Partition) -> TopicPartition {
+        TopicPartition::new(self.topic.clone(), partition)
+    }
+}
+
+/// What the tail gives.
+#[derive(Debug)]
+pub(crate) enum TailEvent {
+    /// Offsets of a partition, with their rows if it has any.
+    Batch(EventBatch),
+    /// A partition cannot be read on.
+    Lost(Partition, PartitionFault),
+}
+
+/// Reads the live log from explicit positions.
+#[derive(Debug)]
+pub(crate) struct Tailer {
+    reader: Box<dyn LogReader>,
+    topic: TopicName,
+    generation: Generation,
+    clock: Arc<dyn Clock>,
+    next: BTreeMap<Partition, Offset>,
+    starts: BTreeMap<Partition, StartAt>,
+}
+
+impl Tailer {
+    /// Opens a reader and assigns `starts`; it buffers from now on. `reached` may be beyond a start: what lies before is
+    /// dropped.
+    pub(crate) async fn open(
+        cluster: &Cluster,
+        generation: Generation,
+        starts: BTreeMap<Partition, StartAt>,
+        reached: &Positions,
+        memory_bytes: usize,
+    ) -> Result<Self, LogError> {
+        let options = ReaderOptions {
+            membership: Membership::Alone,
+            isolation: cluster.isolation,
+            memory_bytes,
+            linger: LINGER,
+        };
+        let reader = cluster.log.open(options).await?;
+        let mut tailer = Self {
+            reader,
+            topic: cluster.topic.clone(),
+            generation,
+            clock: Arc::clone(&cluster.clock),
+            next: BTreeMap::new(),
+            starts: BTreeMap::new(),
+        };
+        tailer.add(starts, reached).await?;
+        Ok(tailer)
+    }
+
+    /// The era that it reads.
+    pub(crate) fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// Where it was started.
+    pub(crate) fn starts(&self) -> &BTreeMap<Partition, StartAt> {
+        &self.starts
+    }
+
+    /// Adds partitions. Repeating it with the same ones, before anything of them was polled, is harmless.
+    pub(crate) async fn add(
+        &mut self,
+        starts: BTreeMap<Partition, StartAt>,
+        reached: &Positions,
+    ) -> Result<(), LogError> {
+        let assigned: Vec<(TopicPartition, StartAt)> = starts
+            .iter()
+            .map(|(p, start)| (TopicPartition::new(self.topic.clone(), *p), *start))
+            .collect();
+        self.reader.assign(&assigned).await?;
+        for (partition, start) in starts {
+            let at = reached
+                .get(&partition)
+                .filter(|at| at.generation == self.generation)
+                .map_or(start.offset, |at| at.offset.max(start.offset));
+            self.next.insert(partition, at);
+            self.starts.insert(partition, start);
+        }
+        Ok(())
+    }
+
+    /// Waits for events, at most `wait`. Cancel-safe.
+    pub(crate) async fn poll(&mut self, wait: Duration) -> Result<Vec<TailEvent>, ReplayError> {
+        let events = match self.reader.poll(wait).await {
+            Ok(events) => events,
+            Err(error) if error.is_transient() => {
+                tracing::debug!(%error, "the live reader waits for the cluster");
+                self.clock.sleep(BACKOFF).await;
+                Vec::new()
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let mut out = Vec::with_capacity(events.len());
+        for event in events {
+            match event {
+                ReaderEvent::Fetched(fetched) => {
+                    let partition = fetched.source.partition;
+                    let Some(next) = self.next.get_mut(&partition) else {
+                        continue;
+                    };
+                    let range = fetched.range;
+                    if range.start() > *next {
+                        return Err(ReplayError::Skipped {
+                            topic: self.topic.clone(),
+                            partition,
+                            expected: *next,
+                            found: range.start(),
+                        });
+                    }
+                    let Ok(range) = OffsetRange::new(*next, range.end()) else {
+                        continue;
+                    };
+                    *next = range.end();
+                    out.push(TailEvent::Batch(EventBatch {
+                        topic: self.topic.clone(),
+                        generation: self.generation,
+                        partition,
+                        range,
+                        columns: fetched.columns.slice_offsets(range.start(), range.end()),
+                        source: Source::Live,
+                    }));
+                }
+                ReaderEvent::Fault { partition, fault } => {
+                    out.push(TailEvent::Lost(partition.partition, fault));
+                }
+                // Nobody else assigns: membership is Alone.
+                ReaderEvent::Assigned(_) | ReaderEvent::Revoked { .. } => {}
+            }
+        }
+        Ok(out)
+    }
+
+    /// Ends the client's threads.
+    pub(crate) async fn close(self) {
+        if let Err(error) = self.reader.close().await {
+            tracing::debug!(%error, "the live reader did not close cleanly");
+        }
+    }
+}

@@ -1,0 +1,419 @@
+//! The positions file: where a replay is, so that a run killed at any instant goes on exactly there.
+//!
+//! ```json
+//! {"version":1,"run_id":"…","topic":"orders","output":{"kind":"file","path":"/data/orders.jsonl","length":1234},
+//!  "positions":{"0":{"generation":0,"offset":17}},"events":17}
+//! ```
+//!
+//! - It is written before the first record, so the run id exists before anything that is named after it.
+//! - It is replaced as a whole: a temporary file beside it, synced, renamed, and the folder synced. A reader sees the old
+//!   or the new one.
+//! - It is read strictly: an unknown version, key or value is an error. A replay never goes on from a guess.
+//!
+//! What it means for each output: with standard output it is written after a flush, so a kill in between repeats records
+//! (at least once). With a file it also has the file's length; what lies behind it is cut off before going on (exactly
+//! once). With a topic the positions travel in the transactions, and those win over the file's.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use everlog_common::{Offset, Partition, Position, Positions, TopicName};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+const VERSION: u32 = 1;
+
+/// Why a positions file cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ResumeError {
+    /// It cannot be read or written.
+    #[error("positions file {}: {doing}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was to be done.
+        doing: &'static str,
+        /// What went wrong.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It is not what this everlog writes.
+    #[error("positions file {}: {what}; remove it to begin anew", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+    /// It is another replay's.
+    #[error(
+        "positions file {}: it belongs to {its}, this replay is {ours}; give each replay a file of its own", path.display()
+    )]
+    Other {
+        /// The file.
+        path: PathBuf,
+        /// What it was written for.
+        its: String,
+        /// What was asked for now.
+        ours: String,
+    },
+}
+
+impl ResumeError {
+    /// The exit status that stands for it.
+    pub fn exit_status(&self) -> u8 {
+        match self {
+            Self::Io { .. } | Self::Format { .. } => 1,
+            Self::Other { .. } => 2,
+        }
+    }
+}
+
+/// What the output needs besides the positions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(
+    tag = "kind",
+    rename_all = "snake_case",
+    deny_unknown_fields
+)]
+pub enum OutputState {
+    /// JSON lines on standard output.
+    Stdout {},
+    /// JSON lines in a file.
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Its length at the positions.
+        length: u64,
+    },
+    /// Only counted.
+    Count {
+        /// Payload bytes (keys, values, headers) so far.
+        bytes: u64,
+    },
+    /// A Kafka topic.
+    Topic {
+        /// Its name.
+        topic: String,
+    },
+}
+
+impl OutputState {
+    /// What it writes to, without how far it is.
+    fn target(&self) -> String {
+        match self {
+            Self::Stdout {} => "jsonl".to_owned(),
+            Self::File { path, .. } => format!("jsonl:{}", path.display()),
+            Self::Count { .. } => "count".to_owned(),
+            Self::Topic { topic } => format!("kafka:{topic}"),
+        }
+    }
+}
+
+/// What the file holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResumeState {
+    /// Names the run; drawn once, kept over all resumptions.
+    pub run_id: Uuid,
+    /// The topic.
+    pub topic: TopicName,
+    /// The snapshot that was being read, so that `--order time` merges the same rows again where it is still there.
+    pub snapshot_id: Option<i64>,
+    /// Where each partition is.
+    pub positions: Positions,
+    /// Events emitted so far.
+    pub events: u64,
+    /// What the output needs.
+    pub output: OutputState,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stored {
+    version: u32,
+    run_id: Uuid,
+    topic: TopicName,
+    output: OutputState,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    snapshot_id: Option<i64>,
+    events: u64,
+    #[serde(deserialize_with = "unique_positions")]
+    positions: BTreeMap<String, Position>,
+}
+
+/// A map that refuses a key given twice: JSON allows it, and the last would win silently.
+fn unique_positions<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<String, Position>, D::Error> {
+    struct Unique;
+    impl<'de> serde::de::Visitor<'de> for Unique {
+        type Value = BTreeMap<String, Position>;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("positions by partition")
+        }
+
+        fn visit_map<A: serde::de::MapAccess<'de>>(
+            self,
+            mut access: A,
+        ) -> Result<Self::Value, A::Error> {
+            let mut map = BTreeMap::new();
+            while let Some((key, value)) = access.next_entry::<String, Position>()? {
+                if map.insert(key.clone(), value).is_some() {
+                    let what = format!("partition {key} is there twice");
+                    return Err(serde::de::Error::custom(what));
+                }
+            }
+            Ok(map)
+        }
+    }
+    deserializer.deserialize_map(Unique)
+}
+
+impl ResumeState {
+    /// The stored form.
+    pub fn encode(&self) -> String {
+        let stored = Stored {
+            version: VERSION,
+            run_id: self.run_id,
+            topic: self.topic.clone(),
+            output: self.output.clone(),
+            snapshot_id: self.snapshot_id,
+            events: self.events,
+            positions: self
+                .positions
+                .iter()
+                .map(|(p, position)| (p.to_string(), *position))
+                .collect(),
+        };
+        serde_json::to_string(&stored).expect("strings and numbers always serialise")
+    }
+
+    /// Reads the stored form.
+    pub fn decode(text: &str) -> Result<Self, String> {
+        #[derive(Deserialize)]
+        struct Version {
+            version: u32,
+        }
+        let broken = |e: serde_json::Error| format!("it is not a whole positions file ({e})");
+        let Version { version } = serde_json::from_str(text).map_err(broken)?;
+        if version != VERSION {
+            return Err(format!(
+                "it has version {version}, this everlog reads version {VERSION}"
+            ));
+        }
+        let stored: Stored = serde_json::from_str(text).map_err(broken)?;
+        let mut positions = Positions::new();
+        for (key, position) in stored.positions {
+            let partition = key.parse::<i32>().ok().and_then(|p| Partition::new(p).ok());
+            match partition.filter(|p| p.to_string() == key) {
+                Some(partition) => positions.insert(partition, position),
+                None => return Err(format!("{key:?} is not a partition")),
+            };
+        }
+        Ok(Self {
+            run_id: stored.run_id,
+            topic: stored.topic,
+            snapshot_id: stored.snapshot_id,
+            positions,
+            events: stored.events,
+            output: stored.output,
+        })
+    }
+}
+
+/// One positions file.
+#[derive(Debug, Clone)]
+pub struct ResumeFile {
+    path: PathBuf,
+}
+
+impl ResumeFile {
+    /// At `path`; the file need not be there yet.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What is stored; none where there is no file. It must be of this topic and output.
+    pub fn load(
+        &self,
+        topic: &TopicName,
+        output: &OutputState,
+    ) -> Result<Option<ResumeState>, ResumeError> {
+        let text = match std::fs::read_to_string(&self.path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(self.io("cannot be read", source)),
+        };
+        let state = ResumeState::decode(&text).map_err(|what| ResumeError::Format {
+            path: self.path.clone(),
+            what,
+        })?;
+        let (its, ours) = (state.output.target(), output.target());
+        if state.topic != *topic || its != ours {
+            return Err(ResumeError::Other {
+                path: self.path.clone(),
+                its: format!("topic {} with output {its}", state.topic),
+                ours: format!("topic {topic} with output {ours}"),
+            });
+        }
+        Ok(Some(state))
+    }
+
+    /// Replaces what is stored. When it returns, the new state survives a power cut.
+    pub fn save(&self, state: &ResumeState) -> Result<(), ResumeError> {
+        let mut text = state.encode();
+        text.push('\n');
+        let folder = match self.path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
+            _ => PathBuf::from("."),
+        };
+        let mut name = self.path.file_name().unwrap_or_default().to_os_string();
+        name.push(".tmp");
+        let temporary = folder.join(name);
+        let write = || -> std::io::Result<()> {
+            let mut file = std::fs::File::create(&temporary)?;
+            file.write_all(text.as_bytes())?;
+            file.sync_all()
+        };
+        write().map_err(|e| self.io("cannot be written", e))?;
+        std::fs::rename(&temporary, &self.path).map_err(|e| self.io("cannot be replaced", e))?;
+        let sync = std::fs::File::open(&folder).and_then(|f| f.sync_all());
+        sync.map_err(|e| self.io("its folder cannot be synced", e))
+    }
+
+    fn io(&self, doing: &'static str, source: std::io::Error) -> ResumeError {
+        ResumeError::Io {
+            path: self.path.clone(),
+            doing,
+            source,
+        }
+    }
+}
+
+/// A partition's position as text: `generation:offset`. What travels in a topic's transactions.
+pub(crate) fn parse_position(text: &str) -> Option<Position> {
+    let (generation, offset) = text.split_once(':')?;
+    let generation = everlog_common::Generation(generation.parse().ok()?);
+    let offset = Offset::new(offset.parse().ok()?).ok()?;
+    let position = Position { generation, offset };
+    (position.to_string() == text).then_some(position)
+}
+
+#[cfg(test)]
+mod tests {
+    use everlog_common::Generation;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn output() -> impl Strategy<Value = OutputState> {
+        prop_oneof![
+            Just(OutputState::Stdout {}),
+            (".{1,20}", any::<u64>())
+                .prop_map(|(path, length)| OutputState::File { path: path.into(), length }),
+            any::<u64>().prop_map(|bytes| OutputState::Count { bytes }),
+            "[a-z]{1,9}".prop_map(|topic| OutputState::Topic { topic }),
+        ]
+    }
+
+    fn state() -> impl Strategy<Value = ResumeState> {
+        let positions = prop::collection::btree_map(0..i32::MAX, (any::<u32>(), 0..i64::MAX), 0..9);
+        (any::<u128>(), "[a-z.]{3,9}", prop::option::of(any::<i64>()), positions, any::<u64>(), output()).prop_map(
+            |(id, topic, snapshot_id, positions, events, output)| ResumeState {
+                run_id: Uuid::from_u128(id),
+                topic: TopicName::new(&format!("t{topic}")).unwrap(),
+                snapshot_id,
+                positions: positions
+                    .into_iter()
+                    .map(|(p, (g, o))| {
+                        let offset = Offset::new(o).unwrap();
+                        (Partition::new(p).unwrap(), Position { generation: Generation(g), offset })
+                    })
+                    .collect(),
+                events,
+                output,
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back(state in state()) {
+            prop_assert_eq!(ResumeState::decode(&state.encode()), Ok(state));
+        }
+
+        /// A file cut anywhere (a torn write that the rename should have prevented) is never read as another state.
+        #[test]
+        fn a_torn_file_is_an_error(state in state(), at in any::<prop::sample::Index>()) {
+            let text = state.encode();
+            let cut = at.index(text.len());
+            prop_assume!(text.is_char_boundary(cut));
+            prop_assert!(ResumeState::decode(&text[..cut]).is_err());
+        }
+
+        #[test]
+        fn any_text_is_read_or_refused(text in ".*") {
+            let _ = (ResumeState::decode(&text), parse_position(&text));
+        }
+
+        #[test]
+        fn positions_travel_as_text(generation in any::<u32>(), offset in 0..i64::MAX) {
+            let position = Position { generation: Generation(generation), offset: Offset::new(offset).unwrap() };
+            prop_assert_eq!(parse_position(&position.to_string()), Some(position));
+        }
+    }
+
+    #[test]
+    fn what_this_version_does_not_know_is_refused() {
+        let good = r#"{"version":1,"run_id":"00000000-0000-0000-0000-000000000001","topic":"t","output":{"kind":"stdout"},"events":0,"positions":{"0":{"generation":0,"offset":5}}}"#;
+        assert!(ResumeState::decode(good).is_ok());
+        for (from, to) in [
+            ("\"version\":1", "\"version\":2"),
+            ("\"events\":0", "\"events\":0,\"more\":1"),
+            ("\"events\":0", "\"events\":-1"),
+            ("\"offset\":5", "\"offset\":-5"),
+            ("\"0\":{", "\"-1\":{"),
+            ("\"0\":{", "\"00\":{"),
+            ("\"kind\":\"stdout\"", "\"kind\":\"pipe\""),
+            ("}}}", "},\"0\":{\"generation\":0,\"offset\":6}}}"),
+        ] {
+            let bad = good.replacen(from, to, 1);
+            assert_ne!(bad, good);
+            assert!(ResumeState::decode(&bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_another_topic_or_output_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = ResumeFile::new(folder.path().join("positions.json"));
+        let topic = TopicName::new("orders").unwrap();
+        let stdout = OutputState::Stdout {};
+        assert_eq!(file.load(&topic, &stdout).unwrap(), None);
+        let state = ResumeState {
+            run_id: Uuid::from_u128(7),
+            topic: topic.clone(),
+            snapshot_id: None,
+            positions: Positions::new(),
+            events: 0,
+            output: stdout.clone(),
+        };
+        file.save(&state).unwrap();
+        file.save(&state).unwrap();
+        assert_eq!(file.load(&topic, &stdout).unwrap(), Some(state));
+        let other = TopicName::new("payments").unwrap();
+        assert!(matches!(file.load(&other, &stdout), Err(ResumeError::Other { .. })));
+        let count = OutputState::Count { bytes: 0 };
+        assert!(matches!(file.load(&topic, &count), Err(ResumeError::Other { .. })));
+        let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
+        assert_eq!(left.len(), 1, "no temporary file stays");
+    }
+}

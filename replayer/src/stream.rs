@@ -1,0 +1,787 @@
+//! [`EventStream`]: history, handoff and tail behind one `next`.
+//!
+//! ```text
+//!            ┌── queue ◄── History ──end──► switch (task) ──► Live ──┐
+//!   next ◄───┤               ▲                  │  ▲                 │ lost, re-created, new partition
+//!            └── positions   └──newer snapshot──┘  └─────────────────┘
+//! ```
+//!
+//! Everything that takes more than one step (pinning, planning, asking the cluster, opening a reader) runs in a task that
+//! the stream owns, and everything read waits in the queue: so `next` may be dropped at any await and called again.
+//! Positions move when a batch is handed out, and only then: they are one value at every instant, in mid-switch too.
+
+mod open;
+mod switch;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use everlog_common::{
+    Clock, EventBatch, Gap, Generation, Identity, Ids, Ledger, Millis, Offset, OffsetRange,
+    Partition, Position, Positions, Source,
+};
+use everlog_kafka::{Log, PartitionFault};
+use everlog_table::archive::Archive;
+use everlog_table::catalog::Catalog;
+use tokio::task::JoinSet;
+
+use self::switch::{SwitchInput, Switched, switch};
+use crate::error::ReplayError;
+use crate::handoff::{Decision, LiveFacts, Place, decide};
+use crate::history::lanes::Stops;
+use crate::history::merger::first_at_or_after;
+use crate::history::{History, HistoryItem};
+use crate::keeper::Keeper;
+use crate::live::{Cluster, TailEvent, Tailer};
+use crate::progress::{Meter, Progress};
+use crate::rate::RateLimit;
+use crate::request::{From, OnGap, ReplayRequest, Until};
+use crate::task::OwnedTask;
+
+/// The live reader is opened while about so many rows of history are left: enough for it to be ready, too few for it to
+/// become stale.
+const PREPARE_ROWS: u64 = 2_000_000;
+/// The live topic's identity and partitions are looked at so often.
+const CHECK_INTERVAL: Duration = Duration::from_secs(10);
+/// A wait for live events, at most: bounds how late anything else is noticed.
+const POLL_WAIT: Duration = Duration::from_secs(1);
+/// Falling out of the tail so often without an event in between is an error.
+const FALLS_MAX: u32 = 8;
+/// Snapshots that vanish under the reader without an event in between.
+const VANISHED_MAX: u32 = 4;
+/// Bound of the orderly end.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// What a replay works with; everything external is injected.
+#[derive(Debug, Clone)]
+pub struct Components {
+    /// Kafka; not needed for replays that end with a snapshot.
+    pub log: Option<Arc<dyn Log>>,
+    /// Where the archive's table is.
+    pub catalog: Arc<dyn Catalog>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Identifiers.
+    pub ids: Arc<dyn Ids>,
+    /// The archive's namespace.
+    pub namespace: String,
+}
+
+/// What does not change during a replay.
+#[derive(Debug)]
+struct Context {
+    request: ReplayRequest,
+    archive: Archive,
+    cluster: Option<Cluster>,
+    clock: Arc<dyn Clock>,
+    /// Whether a newer snapshot may take the place of the pinned one.
+    may_refresh: bool,
+}
+
+/// An open replay: batches in order, historic, then live.
+///
+/// - Per partition, batches are contiguous: each begins where the one before ended, or behind a recorded gap; offsets
+///   strictly increase within a generation, and generations follow each other.
+/// - Across partitions the order is [`crate::Order`]'s.
+/// - Memory is bounded by the request, whatever the files' layout.
+///
+/// Not promised: that events of different partitions come in any order besides; that other engines' expiry spares the
+/// files that are being read.
+#[derive(Debug)]
+pub struct EventStream {
+    context: Arc<Context>,
+    state: State,
+    queue: VecDeque<Queued>,
+    /// What was read last, to its end or up to now.
+    ledger: Ledger,
+    snapshot_id: Option<i64>,
+    keeper: Option<Keeper>,
+    stops: Stops,
+    /// Partitions whose end by timestamp was found.
+    finished: BTreeSet<Partition>,
+    /// Partitions that have shown no record at or after the asked timestamp yet.
+    seeking: BTreeSet<Partition>,
+    /// Where every partition is; those that are seeking included.
+    reached: Positions,
+    positions: Positions,
+    /// Leader epoch of the last record before the position.
+    epochs: BTreeMap<Partition, i32>,
+    gaps: Vec<Gap>,
+    rate: Option<RateLimit>,
+    meter: Meter,
+    /// Snapshots that vanished, falls out of the tail, since the last event.
+    vanished: u32,
+    falls: u32,
+    cleanup: JoinSet<()>,
+}
+
+#[derive(Debug)]
+enum State {
+    History(Box<ReadingHistory>),
+    Switching(OwnedTask<Result<Switched, ReplayError>>),
+    Live(Box<ReadingLive>),
+    Ended,
+    Failed,
+}
+
+#[derive(Debug)]
+struct ReadingHistory {
+    history: History,
+    /// The live reader, being opened while history goes on.
+    prepared: Option<OwnedTask<Option<Tailer>>>,
+}
+
+#[derive(Debug)]
+struct ReadingLive {
+    tailer: Tailer,
+    identity: Identity,
+    /// The identity was compared after the first events had come, so they are of this incarnation.
+    verified: bool,
+    /// Events that wait for that.
+    held: Vec<TailEvent>,
+    check: Option<Check>,
+    check_at: Duration,
+    lost: Option<(Partition, PartitionFault)>,
+    to_add: BTreeMap<Partition, everlog_kafka::StartAt>,
+}
+
+#[derive(Debug)]
+struct Check {
+    task: OwnedTask<Result<Option<LiveFacts>, everlog_kafka::LogError>>,
+    /// Positions when it began: what was read later must not be held against it.
+    reached: Positions,
+}
+
+#[derive(Debug)]
+enum Queued {
+    Batch(EventBatch),
+    Gap(Gap),
+}
+
+impl EventStream {
+    /// The next batch; none at the end. After an error the stream is over; its positions stay.
+    ///
+    /// Cancel-safe: dropping the future loses nothing.
+    pub async fn next(&mut self) -> Result<Option<EventBatch>, ReplayError> {
+        match self.advance().await {
+            Ok(batch) => Ok(batch),
+            Err(error) => {
+                self.let_go();
+                self.state = State::Failed;
+                Err(error)
+            }
+        }
+    }
+
+    /// The next offset to read of every partition, right after the batches handed out so far. Resuming from it, in any
+    /// state, equals going on. A partition of which nothing is known yet is absent: it begins where the request says.
+    pub fn positions(&self) -> &Positions {
+        &self.positions
+    }
+
+    /// The snapshot that is, or was last, read; none before the first commit.
+    pub fn snapshot_id(&self) -> Option<i64> {
+        self.snapshot_id
+    }
+
+    /// Recorded gaps passed so far, in order of passing.
+    pub fn gaps_passed(&self) -> &[Gap] {
+        &self.gaps
+    }
+
+    /// How far it is.
+    pub fn progress(&self) -> Progress {
+        let tier = match &self.state {
+            State::History(_) => Source::Archive,
+            _ => Source::Live,
+        };
+        let now = self.context.clock.elapsed();
+        self.meter.progress(tier, self.events_left(), now)
+    }
+
+    /// Ends it in order: closes the live reader, gives the lease back. Bounded in time.
+    pub async fn close(mut self) {
+        self.let_go();
+        let all = async { while self.cleanup.join_next().await.is_some() {} };
+        if tokio::time::timeout(CLOSE_TIMEOUT, all).await.is_err() {
+            tracing::warn!("the replay did not end in order within {CLOSE_TIMEOUT:?}");
+        }
+    }
+
+    /// Hands tail and lease to tasks that end them.
+    fn let_go(&mut self) {
+        if let State::Live(live) = std::mem::replace(&mut self.state, State::Ended) {
+            self.cleanup.spawn(live.tailer.close());
+        }
+        self.release_keeper();
+    }
+
+    fn release_keeper(&mut self) {
+        if let Some(keeper) = self.keeper.take() {
+            self.cleanup.spawn(keeper.release());
+        }
+        // Those that are through already.
+        while self.cleanup.try_join_next().is_some() {}
+    }
+
+    async fn advance(&mut self) -> Result<Option<EventBatch>, ReplayError> {
+        loop {
+            if let Some(batch) = self.dequeue().await? {
+                return Ok(Some(batch));
+            }
+            match &mut self.state {
+                State::History(_) => self.step_history().await?,
+                State::Switching(task) => {
+                    let switched = task.join().await.map_err(ReplayError::Stopped)??;
+                    self.switched(switched);
+                }
+                State::Live(_) => self.step_live().await?,
+                State::Ended => return Ok(None),
+                State::Failed => return Err(ReplayError::Stopped("the replay")),
+            }
+        }
+    }
+
+    /// The next batch of the queue, at its time.
+    async fn dequeue(&mut self) -> Result<Option<EventBatch>, ReplayError> {
+        loop {
+            match self.queue.front() {
+                None => return Ok(None),
+                Some(Queued::Gap(gap)) => {
+                    let gap = *gap;
+                    if self.context.request.on_gap == OnGap::Stop {
+                        return Err(ReplayError::Gap(gap));
+                    }
+                    self.queue.pop_front();
+                    self.pass(gap);
+                }
+                Some(Queued::Batch(batch)) => {
+                    let rows = batch.columns.len();
+                    if let Some(rate) = self.rate.filter(|_| rows > 0) {
+                        let wait = rate.wait(self.context.clock.elapsed());
+                        if !wait.is_zero() {
+                            self.context.clock.sleep(wait).await;
+                            continue;
+                        }
+                    }
+                    return Ok(self.hand_out());
+                }
+            }
+        }
+    }
+
+    /// Takes the front batch, or as much of it as the rate allows at once, and moves the position.
+    fn hand_out(&mut self) -> Option<EventBatch> {
+        let Some(Queued::Batch(batch)) = self.queue.pop_front() else {
+            return None;
+        };
+        let rows_max = self.rate.map_or(usize::MAX, |rate| rate.batch_rows());
+        let (batch, rest) = split(batch, rows_max);
+        if let Some(rest) = rest {
+            self.queue.push_front(Queued::Batch(rest));
+        }
+        let rows = batch.columns.len();
+        let now = self.context.clock.elapsed();
+        if let Some(rate) = self.rate.as_mut() {
+            rate.emitted(rows, now);
+        }
+        let position = Position {
+            generation: batch.generation,
+            offset: batch.range.end(),
+        };
+        self.reached.insert(batch.partition, position);
+        self.positions.insert(batch.partition, position);
+        if let Some(last) = rows.checked_sub(1) {
+            let row = batch.columns.row(last);
+            if let Some(epoch) = row.leader_epoch {
+                self.epochs.insert(batch.partition, epoch);
+            }
+            self.meter.emitted(rows as u64, Some(Millis(row.timestamp_ms)), now);
+            (self.vanished, self.falls) = (0, 0);
+        }
+        Some(batch)
+    }
+
+    fn pass(&mut self, gap: Gap) {
+        tracing::warn!(%gap, "passing a recorded gap");
+        self.gaps.push(gap);
+        let Some(end) = gap.end else { return };
+        let behind = Position {
+            generation: gap.generation,
+            offset: end,
+        };
+        let at = self.reached.entry(gap.partition).or_insert(behind);
+        *at = behind.max(*at);
+        self.positions.insert(gap.partition, *at);
+    }
+
+    async fn step_history(&mut self) -> Result<(), ReplayError> {
+        self.prepare();
+        let State::History(reading) = &mut self.state else {
+            return Ok(());
+        };
+        match reading.history.next().await {
+            Ok(Some(HistoryItem::Batch(batch))) => self.take_batch(batch),
+            Ok(Some(HistoryItem::Gap(gap))) => self.queue.push_back(Queued::Gap(gap)),
+            Ok(None) => self.end_history(),
+            Err(error) if error.is_vanished() && self.context.may_refresh => {
+                self.vanished += 1;
+                if self.vanished > VANISHED_MAX {
+                    return Err(error);
+                }
+                tracing::warn!(%error, "a file is gone: planning again on the newest snapshot");
+                self.start_switch(None, Some(error));
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Opens the live reader while the last part of history is being read.
+    fn prepare(&mut self) {
+        let (Some(cluster), State::History(reading)) = (&self.context.cluster, &self.state) else {
+            return;
+        };
+        let (done, due) = reading.history.progress();
+        if reading.prepared.is_some() || due - done > PREPARE_ROWS {
+            return;
+        }
+        let mut reached = self.reached.clone();
+        for (partition, cut) in self.ledger.cut() {
+            let at = reached.entry(partition).or_insert(cut);
+            *at = cut.max(*at);
+        }
+        let due = self.due(&reached);
+        let input = switch::Preparing {
+            cluster: cluster.clone(),
+            ledger: self.ledger.clone(),
+            reached,
+            due,
+            epochs: self.cut_epochs(),
+            memory_bytes: self.context.live_bytes(),
+        };
+        let task = OwnedTask::spawn("opening the live log", switch::prepare(input));
+        if let State::History(reading) = &mut self.state {
+            reading.prepared = Some(task);
+        }
+    }
+
+    /// Everything of the snapshot is out.
+    fn end_history(&mut self) {
+        let State::History(reading) = std::mem::replace(&mut self.state, State::Ended) else {
+            return;
+        };
+        self.finished.extend(reading.history.stopped());
+        self.epochs = self.cut_epochs();
+        if self.context.cluster.is_none() || self.is_done() {
+            self.release_keeper();
+            return;
+        }
+        fail::fail_point!("replay::before_switch");
+        self.start_switch(reading.prepared, None);
+    }
+
+    /// Leader epochs as the ledger has them, for partitions that go on where it ends.
+    fn cut_epochs(&self) -> BTreeMap<Partition, i32> {
+        let mut epochs = self.epochs.clone();
+        let Some((generation, newest)) = self.ledger.newest() else {
+            return epochs;
+        };
+        for (partition, entry) in &newest.partitions {
+            let cut = Position {
+                generation,
+                offset: entry.next,
+            };
+            let ahead = self.reached.get(partition).is_some_and(|at| *at > cut);
+            match entry.leader_epoch {
+                Some(epoch) if !ahead => epochs.insert(*partition, epoch),
+                None if !ahead => epochs.remove(partition),
+                _ => None,
+            };
+        }
+        epochs
+    }
+
+    fn start_switch(
+        &mut self,
+        prepared: Option<OwnedTask<Option<Tailer>>>,
+        vanished: Option<ReplayError>,
+    ) {
+        let due = self.due(&self.reached);
+        let input = SwitchInput {
+            context: Arc::clone(&self.context),
+            ledger: self.ledger.clone(),
+            snapshot_id: self.snapshot_id,
+            reached: self.reached.clone(),
+            due,
+            epochs: self.epochs.clone(),
+            stops: self.stops.clone(),
+            passed: self.gaps.clone(),
+            finished: self.finished.clone(),
+            prepared,
+            vanished,
+            falls: self.falls,
+        };
+        if let State::Live(live) = std::mem::replace(&mut self.state, State::Ended) {
+            self.cleanup.spawn(live.tailer.close());
+        }
+        self.state = State::Switching(OwnedTask::spawn("the switch", switch(input)));
+    }
+
+    fn switched(&mut self, switched: Switched) {
+        match switched {
+            Switched::History {
+                history,
+                keeper,
+                ledger,
+                snapshot_id,
+            } => {
+                // The newest snapshot is leased: now the old one may go.
+                self.release_keeper();
+                self.keeper = Some(*keeper);
+                self.ledger = ledger;
+                self.snapshot_id = Some(snapshot_id);
+                self.state = State::History(Box::new(ReadingHistory {
+                    history: *history,
+                    prepared: None,
+                }));
+            }
+            Switched::Live {
+                tailer,
+                identity,
+                ledger,
+                checked_at,
+            } => {
+                fail::fail_point!("replay::after_assign");
+                self.release_keeper();
+                self.ledger = ledger;
+                self.begin_live(*tailer, identity, checked_at);
+            }
+            Switched::Nothing => self.release_keeper(),
+        }
+    }
+
+    fn begin_live(&mut self, tailer: Tailer, identity: Identity, checked_at: Duration) {
+        let generation = tailer.generation();
+        for (partition, start) in tailer.starts() {
+            self.enter(generation, *partition, start.offset);
+        }
+        self.state = State::Live(Box::new(ReadingLive {
+            tailer,
+            identity,
+            verified: false,
+            held: Vec::new(),
+            check: None,
+            check_at: checked_at + CHECK_INTERVAL,
+            lost: None,
+            to_add: BTreeMap::new(),
+        }));
+    }
+
+    /// A partition of which nothing was emitted in this generation begins at `start` of the live log.
+    fn enter(&mut self, generation: Generation, partition: Partition, start: Offset) {
+        let known = self.reached.get(&partition);
+        if known.is_some_and(|at| at.generation >= generation) {
+            return;
+        }
+        let seeks = matches!(self.context.request.from, From::Timestamp(_))
+            && !self.positions.contains_key(&partition);
+        if seeks {
+            self.seeking.insert(partition);
+        }
+        let position = Position {
+            generation,
+            offset: start,
+        };
+        self.reached.insert(partition, position);
+        if !seeks {
+            self.positions.insert(partition, position);
+        }
+    }
+
+    async fn step_live(&mut self) -> Result<(), ReplayError> {
+        if self.is_done() {
+            self.let_go();
+            return Ok(());
+        }
+        let now = self.context.clock.elapsed();
+        let State::Live(live) = &mut self.state else {
+            return Ok(());
+        };
+        if let Some((partition, fault)) = live.lost.take() {
+            return self.fall(partition, fault);
+        }
+        if !live.to_add.is_empty() {
+            let starts = live.to_add.clone();
+            live.tailer.add(starts.clone(), &self.reached).await?;
+            live.to_add.clear();
+            let generation = live.tailer.generation();
+            for (partition, start) in starts {
+                self.enter(generation, partition, start.offset);
+            }
+            return Ok(());
+        }
+        let must_check = !live.verified && !live.held.is_empty();
+        if live.check.is_none()
+            && (must_check || now >= live.check_at)
+            && let Some(cluster) = self.context.cluster.clone()
+        {
+            let epochs = self.epochs.clone();
+            let task = OwnedTask::spawn("the identity check", async move {
+                cluster.facts(&epochs).await
+            });
+            live.check = Some(Check {
+                task,
+                reached: self.reached.clone(),
+            });
+            live.check_at = now + CHECK_INTERVAL;
+        }
+        let check = async {
+            match live.check.as_mut() {
+                Some(check) => check.task.join().await,
+                None => std::future::pending().await,
+            }
+        };
+        let wait = POLL_WAIT.min(live.check_at.saturating_sub(now));
+        if must_check {
+            let facts = check.await.map_err(ReplayError::Stopped)??;
+            return self.checked(facts);
+        }
+        tokio::select! {
+            biased;
+            facts = check => {
+                match facts.map_err(ReplayError::Stopped)? {
+                    Ok(facts) => self.checked(facts),
+                    Err(error) if error.is_transient() && live.verified => {
+                        tracing::warn!(%error, "the live topic's identity cannot be checked now");
+                        live.check = None;
+                        Ok(())
+                    }
+                    Err(error) => Err(error.into()),
+                }
+            }
+            events = live.tailer.poll(wait) => {
+                let events = events?;
+                if live.verified {
+                    self.take_in(events);
+                } else {
+                    live.held.extend(events);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// What the cluster says now, compared with what is being read.
+    fn checked(&mut self, facts: Option<LiveFacts>) -> Result<(), ReplayError> {
+        let due = self.due(&self.reached);
+        let State::Live(live) = &mut self.state else {
+            return Ok(());
+        };
+        let reached = live.check.take().map_or_else(Positions::new, |c| c.reached);
+        let Some(facts) = facts else {
+            // Deleted, or between deletion and re-creation: the switch finds out.
+            self.start_switch(None, None);
+            return Ok(());
+        };
+        // While nothing is archived, the identity that the tail began with is all there is to compare.
+        let nothing_archived = self.ledger.newest().is_none();
+        let place = Place {
+            ledger: &self.ledger,
+            ledger_is_fresh: nothing_archived,
+            positions: &reached,
+            epochs: &self.epochs,
+            wanted: due.as_ref(),
+        };
+        let same = facts.identity == live.identity;
+        let generation = live.tailer.generation();
+        match decide(&place, &facts) {
+            Decision::Tail {
+                generation: g,
+                starts,
+            } if same && g == generation => {
+                let known = live.tailer.starts();
+                let new = starts.into_iter().filter(|(p, _)| !known.contains_key(p));
+                let new: BTreeMap<_, _> = new.collect();
+                if nothing_archived && !new.is_empty() {
+                    self.start_switch(None, None);
+                    return Ok(());
+                }
+                live.to_add = new;
+                if !live.verified {
+                    fail::fail_point!("replay::first_live");
+                    live.verified = true;
+                    let held = std::mem::take(&mut live.held);
+                    self.take_in(held);
+                }
+            }
+            _ => self.start_switch(None, None),
+        }
+        Ok(())
+    }
+
+    /// A partition cannot be tailed on: back to the switch, which knows what that means.
+    fn fall(&mut self, partition: Partition, fault: PartitionFault) -> Result<(), ReplayError> {
+        self.falls += 1;
+        let final_fault = matches!(
+            fault,
+            PartitionFault::Denied(_) | PartitionFault::Corrupt(_)
+        );
+        if final_fault || self.falls > FALLS_MAX {
+            return Err(ReplayError::Fault {
+                topic: self.context.request.topic.clone(),
+                partition,
+                source: fault,
+            });
+        }
+        tracing::info!(%partition, %fault, "the live log cannot be read on: looking at both tiers again");
+        self.start_switch(None, None);
+        Ok(())
+    }
+
+    /// Queues live events.
+    fn take_in(&mut self, events: Vec<TailEvent>) {
+        for event in events {
+            match event {
+                TailEvent::Batch(batch) => self.take_batch(batch),
+                TailEvent::Lost(partition, fault) => {
+                    if let State::Live(live) = &mut self.state {
+                        live.lost.get_or_insert((partition, fault));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Queues a batch, cut to what is wanted.
+    fn take_batch(&mut self, batch: EventBatch) {
+        let partition = batch.partition;
+        if self.finished.contains(&partition) {
+            return;
+        }
+        let stop = self.stops.offset(batch.generation, partition);
+        let until = stop.map_or(batch.range.end(), |stop| stop.min(batch.range.end()));
+        let Some(mut batch) = cut(batch, None, until) else {
+            return;
+        };
+        if self.seeking.contains(&partition) {
+            let From::Timestamp(at) = self.context.request.from else {
+                return;
+            };
+            let Some(row) = first_at_or_after(&batch.columns, at.0) else {
+                let position = Position {
+                    generation: batch.generation,
+                    offset: batch.range.end(),
+                };
+                self.reached.insert(partition, position);
+                return;
+            };
+            self.seeking.remove(&partition);
+            let from = batch.columns.row(row).offset;
+            let end = batch.range.end();
+            match cut(batch, Some(from), end) {
+                Some(rest) => batch = rest,
+                None => return,
+            }
+        }
+        let stop = self
+            .stops
+            .timestamp
+            .and_then(|at| first_at_or_after(&batch.columns, at));
+        if let Some(row) = stop {
+            self.finished.insert(partition);
+            let end = batch.columns.row(row).offset;
+            match cut(batch, None, end) {
+                Some(rest) => batch = rest,
+                None => return,
+            }
+        }
+        self.queue.push_back(Queued::Batch(batch));
+    }
+
+    /// Whether the replay is at its end.
+    fn is_done(&self) -> bool {
+        self.stops.offsets.is_some() && self.due(&self.reached).is_some_and(|due| due.is_empty())
+    }
+
+    /// The partitions of the live topic that are still to be read from `reached`; none: whatever there is.
+    fn due(&self, reached: &Positions) -> Option<BTreeSet<Partition>> {
+        let Some((generation, stops)) = &self.stops.offsets else {
+            return self.context.request.partitions.clone();
+        };
+        let due = stops.iter().filter(|(partition, stop)| {
+            let end = Position {
+                generation: *generation,
+                offset: **stop,
+            };
+            let there = match reached.get(partition) {
+                Some(at) => *at >= end,
+                // Nothing of it was seen in any tier, and nothing was there at the start.
+                None => **stop == Offset::ZERO,
+            };
+            !there && !self.finished.contains(partition)
+        });
+        Some(due.map(|(partition, _)| *partition).collect())
+    }
+
+    fn events_left(&self) -> Option<u64> {
+        let in_history = match &self.state {
+            State::History(reading) => {
+                let (done, all) = reading.history.progress();
+                all - done
+            }
+            State::Ended => return Some(0),
+            State::Switching(_) | State::Live(_) | State::Failed => 0,
+        };
+        let request = &self.context.request;
+        match (&self.stops.offsets, request.until) {
+            (_, Until::Never) => None,
+            (None, _) => Some(in_history),
+            (Some((generation, stops)), _) => {
+                let cut = self.ledger.cut();
+                let left = stops.iter().map(|(partition, stop)| {
+                    let cut = cut.get(partition).filter(|c| c.generation == *generation);
+                    let at = self.reached.get(partition);
+                    let at = at.filter(|at| at.generation == *generation);
+                    let from = cut.into_iter().chain(at).map(|p| p.offset).max();
+                    stop.since(from.unwrap_or_default())
+                });
+                Some(in_history + left.sum::<u64>())
+            }
+        }
+    }
+}
+
+impl Context {
+    /// The live reader's part of the memory.
+    fn live_bytes(&self) -> usize {
+        self.request.memory_bytes / 4
+    }
+}
+
+/// The first `rows_max` rows, and the rest.
+fn split(batch: EventBatch, rows_max: usize) -> (EventBatch, Option<EventBatch>) {
+    if batch.columns.len() <= rows_max {
+        return (batch, None);
+    }
+    let border = batch.columns.row(rows_max).offset;
+    let (start, end) = (batch.range.start(), batch.range.end());
+    let first = cut(batch.clone(), Some(start), border);
+    let rest = cut(batch.clone(), Some(border), end);
+    match (first, rest) {
+        (Some(first), rest @ Some(_)) => (first, rest),
+        _ => (batch, None),
+    }
+}
+
+/// The part of a batch in `[from, until)`; none where that is empty.
+fn cut(mut batch: EventBatch, from: Option<Offset>, until: Offset) -> Option<EventBatch> {
+    let from = from.unwrap_or(batch.range.start()).max(batch.range.start());
+    let range = OffsetRange::new(from, until.min(batch.range.end())).ok()?;
+    if range != batch.range {
+        batch.columns = batch.columns.slice_offsets(range.start(), range.end());
+        batch.range = range;
+    }
+    Some(batch)
+}

@@ -138,6 +138,7 @@ mod tests {
             bytes_deleted: 2048,
             files_waiting: 5,
             bytes_waiting: 10,
+            ..MaintenanceReport::default()
         };
         assert_eq!(
             describe(&topic, &report, true),

@@ -17,6 +17,9 @@ mod open;
 
 use everlog_common::{EventColumns, Generation, Partition, TopicName};
 use parquet::arrow::arrow_reader::ArrowReaderMetadata;
+use parquet::errors::ParquetError;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use crate::files::{FileBounds, FileRange, PlannedFile};
 use crate::schema::Column;
@@ -152,9 +155,82 @@ const RECORD: [Column; 11] = [
     Column::HeadersRaw,
 ];
 
-/// Fetches and decodes one row group. Checksums and lengths are verified; rows of another topic are refused.
+/// Batches decoded ahead of whoever takes them.
+const BATCHES_AHEAD: usize = 2;
+
+/// A row group being decoded, a few megabytes at a time however large it is.
 ///
-/// Dropping the future drops the fetch; decoding that has begun goes on unseen to its end.
+/// * Dropping it ends the decoding at the next batch.
+#[derive(Debug)]
+pub struct RowGroupReader {
+    path: String,
+    row_group: usize,
+    batches: mpsc::Receiver<Vec<DecodedRun>>,
+    /// None once its outcome was told.
+    decoder: Option<JoinHandle<Result<(), DecodeError>>>,
+}
+
+impl RowGroupReader {
+    /// The next runs, in file order; none at the end, and after an error. Cancel-safe.
+    pub async fn next(&mut self) -> Result<Option<Vec<DecodedRun>>, ScanError> {
+        if let Some(runs) = self.batches.recv().await {
+            return Ok(Some(runs));
+        }
+        let Some(decoder) = self.decoder.as_mut() else {
+            return Ok(None);
+        };
+        let outcome = decoder.await;
+        self.decoder = None;
+        let number = self.row_group;
+        let wrong = |what: String| Err(ScanError::corrupt(&self.path, what));
+        match outcome {
+            Ok(Ok(())) => Ok(None),
+            Ok(Err(DecodeError::Parquet(ParquetError::NYI(what)))) => {
+                Err(ScanError::unsupported(&self.path, what))
+            }
+            Ok(Err(error)) => wrong(format!("row group {number}: {error}")),
+            Err(error) if error.is_panic() => {
+                wrong(format!("row group {number}: the Parquet decoder panicked"))
+            }
+            Err(_) => Err(ScanError::Stopped {
+                path: self.path.clone(),
+            }),
+        }
+    }
+}
+
+/// Fetches one row group, and begins to decode it. Checksums and lengths are verified; rows of another topic are refused.
+pub async fn open_row_group(
+    storage: &Storage,
+    file: &PlannedFile,
+    footer: &FileFooter,
+    row_group: usize,
+    topic: &TopicName,
+) -> Result<RowGroupReader, ScanError> {
+    let wrong = |what: String| ScanError::corrupt(&file.path, what);
+    if let Some(own) = &footer.own
+        && own.topic != topic.as_str()
+    {
+        let (found, topic) = (&own.topic, topic.as_str());
+        return Err(wrong(format!("it holds topic {found:?}, not {topic:?}")));
+    }
+    if row_group >= footer.row_groups.len() {
+        return Err(wrong(format!("it has no row group {row_group}")));
+    }
+    let fetched = fetch(storage, file, footer, row_group, topic).await?;
+    let (sender, batches) = mpsc::channel(BATCHES_AHEAD);
+    let decoder = tokio::task::spawn_blocking(move || {
+        decode::run(&fetched, &mut |runs| sender.blocking_send(runs).is_ok())
+    });
+    Ok(RowGroupReader {
+        path: file.path.clone(),
+        row_group,
+        batches,
+        decoder: Some(decoder),
+    })
+}
+
+/// Reads one row group as a whole: [`open_row_group`] for those that fit into memory.
 pub async fn read_row_group(
     storage: &Storage,
     file: &PlannedFile,
@@ -162,34 +238,12 @@ pub async fn read_row_group(
     row_group: usize,
     topic: &TopicName,
 ) -> Result<Vec<DecodedRun>, ScanError> {
-    let wrong = |what: String| ScanError::corrupt(&file.path, what);
-    if let Some(own) = &footer.own
-        && own.topic != topic.as_str()
-    {
-        return Err(wrong(format!(
-            "it holds topic {:?}, not {:?}",
-            own.topic,
-            topic.as_str()
-        )));
+    let mut reader = open_row_group(storage, file, footer, row_group, topic).await?;
+    let mut all = Vec::new();
+    while let Some(mut runs) = reader.next().await? {
+        all.append(&mut runs);
     }
-    if row_group >= footer.row_groups.len() {
-        return Err(wrong(format!("it has no row group {row_group}")));
-    }
-    let fetched = fetch(storage, file, footer, row_group, topic).await?;
-    let decoded = tokio::task::spawn_blocking(move || decode::run(&fetched)).await;
-    match decoded {
-        Ok(Ok(runs)) => Ok(runs),
-        Ok(Err(DecodeError::Parquet(parquet::errors::ParquetError::NYI(what)))) => {
-            Err(ScanError::unsupported(&file.path, what))
-        }
-        Ok(Err(error)) => Err(wrong(format!("row group {row_group}: {error}"))),
-        Err(error) if error.is_panic() => Err(wrong(format!(
-            "row group {row_group}: the Parquet decoder panicked"
-        ))),
-        Err(_) => Err(ScanError::Stopped {
-            path: file.path.clone(),
-        }),
-    }
+    Ok(all)
 }
 
 async fn fetch(

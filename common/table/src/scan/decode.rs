@@ -56,8 +56,11 @@ pub(super) enum DecodeError {
     Rows(String),
 }
 
+/// Where decoded runs go, batch by batch; false when nobody wants more.
+pub(super) type Deliver<'a> = &'a mut dyn FnMut(Vec<DecodedRun>) -> bool;
+
 /// Decodes a row group.
-pub(super) fn run(fetched: &Fetched) -> Result<Vec<DecodedRun>, DecodeError> {
+pub(super) fn run(fetched: &Fetched, deliver: Deliver<'_>) -> Result<(), DecodeError> {
     for chunk in &fetched.chunks {
         let intact = chunk
             .checksum
@@ -73,14 +76,23 @@ pub(super) fn run(fetched: &Fetched) -> Result<Vec<DecodedRun>, DecodeError> {
     let rows = u64::try_from(info.num_rows()).unwrap_or(0).max(1);
     let unpacked = u64::try_from(info.total_byte_size()).unwrap_or(0);
     let batch_rows = (BATCH_BYTES.saturating_mul(rows) / unpacked.max(1)).clamp(1, BATCH_ROWS_MAX);
-    match decode(fetched, batch_rows) {
+    let mut delivered = 0;
+    match decode(fetched, batch_rows, &mut delivered, deliver) {
         // Arrow's offsets are of 32 bits: a batch of a few huge rows among small ones may not fit.
-        Err(_) if batch_rows > 1 && unpacked > i32::MAX.unsigned_abs().into() => decode(fetched, 1),
+        Err(_) if batch_rows > 1 && unpacked > i32::MAX.unsigned_abs().into() => {
+            decode(fetched, 1, &mut delivered, deliver)
+        }
         other => other,
     }
 }
 
-fn decode(fetched: &Fetched, batch_rows: u64) -> Result<Vec<DecodedRun>, DecodeError> {
+/// `delivered` rows are passed over at first, and those that are delivered are added to it.
+fn decode(
+    fetched: &Fetched,
+    batch_rows: u64,
+    delivered: &mut usize,
+    deliver: Deliver<'_>,
+) -> Result<(), DecodeError> {
     let input = Chunks {
         chunks: fetched.chunks.clone(),
         file_bytes: fetched.file_bytes,
@@ -91,12 +103,20 @@ fn decode(fetched: &Fetched, batch_rows: u64) -> Result<Vec<DecodedRun>, DecodeE
             .with_projection(fetched.projection.mask.clone())
             .with_batch_size(usize::try_from(batch_rows).unwrap_or(1))
             .build()?;
-    let mut runs = Vec::new();
     let mut rows = 0;
     for batch in batches {
         let batch = batch?;
+        let known = delivered.saturating_sub(rows).min(batch.num_rows());
         rows += batch.num_rows();
-        append_runs(fetched, &batch, &mut runs)?;
+        if known == batch.num_rows() {
+            continue;
+        }
+        let batch = batch.slice(known, batch.num_rows() - known);
+        let runs = runs_of(fetched, &batch)?;
+        if !deliver(runs) {
+            return Ok(());
+        }
+        *delivered = rows;
     }
     let expected = fetched
         .metadata
@@ -107,14 +127,10 @@ fn decode(fetched: &Fetched, batch_rows: u64) -> Result<Vec<DecodedRun>, DecodeE
         let what = format!("it has {rows} rows, its footer says {expected}");
         return Err(DecodeError::Rows(what));
     }
-    Ok(runs)
+    Ok(())
 }
 
-fn append_runs(
-    fetched: &Fetched,
-    batch: &RecordBatch,
-    runs: &mut Vec<DecodedRun>,
-) -> Result<(), DecodeError> {
+fn runs_of(fetched: &Fetched, batch: &RecordBatch) -> Result<Vec<DecodedRun>, DecodeError> {
     let column = |column: Column| fetched.projection.column(batch, column);
     if let Some(topic) = &fetched.topic {
         check_topic(column(Column::Topic), topic).map_err(DecodeError::Rows)?;
@@ -123,36 +139,34 @@ fn append_runs(
     let partitions: Int32Array = codec::required(column, Column::Partition)?;
     let columns = StoredColumns::collect(column)?.decode()?;
     let (generations, partitions) = (generations.values(), partitions.values());
-    let mut cut = |from: usize, to: usize| -> Result<(), DecodeError> {
+    let run = |from: usize, to: usize| -> Result<DecodedRun, DecodeError> {
         let (era, partition) = (generations[from], partitions[from]);
         let bad =
             || DecodeError::Rows(format!("generation {era}, partition {partition} cannot be"));
-        runs.push(DecodedRun {
+        Ok(DecodedRun {
             generation: generation(i64::from(era)).ok_or_else(bad)?,
             partition: Partition::new(partition).map_err(|_| bad())?,
             columns: columns.slice(from, to - from),
-        });
-        Ok(())
+        })
     };
     let len = columns.len();
-    if len == 0 {
-        return Ok(());
-    }
     let offsets = columns.offsets.values();
     if is_constant(generations) && is_constant(partitions) && increases(offsets) {
-        return cut(0, len);
+        return Ok(vec![run(0, len)?]);
     }
+    let mut runs = Vec::new();
     let mut from = 0;
     for i in 1..len {
         let goes_on = generations[i] == generations[i - 1]
             && partitions[i] == partitions[i - 1]
             && offsets[i] > offsets[i - 1];
         if !goes_on {
-            cut(from, i)?;
+            runs.push(run(from, i)?);
             from = i;
         }
     }
-    cut(from, len)
+    runs.push(run(from, len)?);
+    Ok(runs)
 }
 
 /// Without a branch per value, so that it is vectorised.

@@ -32,7 +32,7 @@ use client::{Answer, Client, Request};
 use protocol::{CommitTable, CreateNamespace, CreateTable, ListTables, LoadTable};
 
 /// Storages kept for tables with their own properties; beyond that many, they are made anew.
-const STORAGES_MAX: usize = 256;
+const STORAGES_MAX: usize = 4096;
 /// Pages of a table list; more is a server that does not stop.
 const PAGES_MAX: usize = 10_000;
 /// Credentials that expire, and so are asked for again.

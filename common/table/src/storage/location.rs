@@ -216,4 +216,26 @@ mod tests {
             "t/f"
         );
     }
+
+    proptest::proptest! {
+        #[test]
+        fn what_is_listed_is_what_was_written(
+            parts in proptest::collection::vec("[^/\\x00-\\x1f\\x7f]{1,8}", 1..5),
+            base in proptest::sample::select(vec![
+                "/", "file:///", "file:/", "s3://bucket/", "s3a://bucket/", "gs://bucket/",
+                "abfss://c@a.dfs.core.windows.net/",
+            ]),
+        ) {
+            proptest::prop_assume!(parts.iter().all(|part| part != "." && part != ".."));
+            let uri = format!("{base}{}", parts.join("/"));
+            let location = Location::parse(&uri).expect("uri");
+            proptest::prop_assert_eq!(location.uri_of(&location.key), uri.clone());
+            let prefix = Location::parse(base).expect("prefix");
+            proptest::prop_assert_eq!(prefix.uri_of(&location.key), uri.clone());
+            let any = Location::parse_any(&uri).expect("uri");
+            if base.contains("://") {
+                proptest::prop_assert_eq!(any.uri_of(&any.key), uri);
+            }
+        }
+    }
 }

@@ -107,7 +107,10 @@ async fn ranges_come_back_in_the_order_asked_and_empty_ones_empty() {
 #[tokio::test]
 async fn p13_a_range_answered_short_is_an_error() {
     let inner = InMemory::new();
-    let storage = Storage::from_store(Arc::new(Truncating(inner)));
+    let storage = Storage::from_store(Arc::new(Faulty {
+        inner,
+        fault: Fault::ShortReads,
+    }));
     storage
         .put("memory://b/f", "0123456789".into())
         .await
@@ -177,6 +180,32 @@ async fn an_upload_of_any_size_is_whole_and_invisible_until_finished() {
         upload.write(vec![1; 9 * MIB].into()).await.expect("write");
         upload.abort().await.expect("abort");
         assert!(!storage.exists(&uri).await.expect("exists"), "{uri}");
+    }
+}
+
+#[tokio::test]
+async fn p10_an_upload_whose_completion_answer_is_lost_is_found_to_be_there() {
+    let uri = "memory://b/f";
+    for (fault, there) in [
+        (Fault::LostCompletion, true),
+        (Fault::FailedCompletion, false),
+        (Fault::FailedParts, false),
+    ] {
+        let storage = Storage::from_store(Arc::new(Faulty {
+            inner: InMemory::new(),
+            fault,
+        }));
+        let mut upload = storage.writer(uri).expect("writer");
+        let finished = match upload.write(vec![7; 17 * MIB].into()).await {
+            Ok(()) => upload.finish().await,
+            Err(error) => Err(error),
+        };
+        assert_eq!(finished.is_ok(), there, "{fault:?}: {finished:?}");
+        assert_eq!(
+            storage.exists(uri).await.expect("exists"),
+            there,
+            "{fault:?}"
+        );
     }
 }
 
@@ -274,25 +303,74 @@ fn secrets_are_not_printed() {
     );
 }
 
-/// Answers every read one byte short.
-#[derive(Debug)]
-struct Truncating(InMemory);
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Fault {
+    /// Every read is answered one byte short.
+    ShortReads,
+    /// Parts are refused.
+    FailedParts,
+    /// The completion of an upload succeeds, and its answer is lost.
+    LostCompletion,
+    /// The completion of an upload fails.
+    FailedCompletion,
+}
 
-impl std::fmt::Display for Truncating {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Truncating")
+/// A store in memory with one fault.
+#[derive(Debug)]
+struct Faulty {
+    inner: InMemory,
+    fault: Fault,
+}
+
+#[derive(Debug)]
+struct FaultyUpload {
+    inner: Box<dyn MultipartUpload>,
+    fault: Fault,
+}
+
+fn injected() -> object_store::Error {
+    object_store::Error::Generic {
+        store: "faulty",
+        source: "injected".into(),
     }
 }
 
 #[async_trait::async_trait]
-impl ObjectStore for Truncating {
+impl MultipartUpload for FaultyUpload {
+    fn put_part(&mut self, data: PutPayload) -> object_store::UploadPart {
+        if self.fault == Fault::FailedParts {
+            return Box::pin(async { Err(injected()) });
+        }
+        self.inner.put_part(data)
+    }
+
+    async fn complete(&mut self) -> object_store::Result<PutResult> {
+        if self.fault != Fault::FailedCompletion {
+            self.inner.complete().await?;
+        }
+        Err(injected())
+    }
+
+    async fn abort(&mut self) -> object_store::Result<()> {
+        self.inner.abort().await
+    }
+}
+
+impl std::fmt::Display for Faulty {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Faulty")
+    }
+}
+
+#[async_trait::async_trait]
+impl ObjectStore for Faulty {
     async fn put_opts(
         &self,
         location: &Path,
         payload: PutPayload,
         opts: PutOptions,
     ) -> object_store::Result<PutResult> {
-        self.0.put_opts(location, payload, opts).await
+        self.inner.put_opts(location, payload, opts).await
     }
 
     async fn put_multipart_opts(
@@ -300,7 +378,11 @@ impl ObjectStore for Truncating {
         location: &Path,
         opts: PutMultipartOptions,
     ) -> object_store::Result<Box<dyn MultipartUpload>> {
-        self.0.put_multipart_opts(location, opts).await
+        let inner = self.inner.put_multipart_opts(location, opts).await?;
+        Ok(Box::new(FaultyUpload {
+            inner,
+            fault: self.fault,
+        }))
     }
 
     async fn get_opts(
@@ -308,7 +390,11 @@ impl ObjectStore for Truncating {
         location: &Path,
         options: GetOptions,
     ) -> object_store::Result<GetResult> {
-        let got = self.0.get_opts(location, options).await?;
+        let head = options.head;
+        let got = self.inner.get_opts(location, options).await?;
+        if head || self.fault != Fault::ShortReads {
+            return Ok(got);
+        }
         let (meta, range, attributes) =
             (got.meta.clone(), got.range.clone(), got.attributes.clone());
         let bytes = got.bytes().await?;
@@ -326,15 +412,15 @@ impl ObjectStore for Truncating {
         &self,
         locations: BoxStream<'static, object_store::Result<Path>>,
     ) -> BoxStream<'static, object_store::Result<Path>> {
-        self.0.delete_stream(locations)
+        self.inner.delete_stream(locations)
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
-        self.0.list(prefix)
+        self.inner.list(prefix)
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> object_store::Result<ListResult> {
-        self.0.list_with_delimiter(prefix).await
+        self.inner.list_with_delimiter(prefix).await
     }
 
     async fn copy_opts(
@@ -343,6 +429,6 @@ impl ObjectStore for Truncating {
         to: &Path,
         options: CopyOptions,
     ) -> object_store::Result<()> {
-        self.0.copy_opts(from, to, options).await
+        self.inner.copy_opts(from, to, options).await
     }
 }

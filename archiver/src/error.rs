@@ -58,7 +58,7 @@ impl FailureKind {
             ArchiveErrorKind::ForeignChange => Some(Self::AnotherWriter),
             ArchiveErrorKind::Corrupt => Some(Self::Corrupt),
             ArchiveErrorKind::Denied => Some(Self::Denied),
-            // the rows are read again, see retry_archive
+            // the commit writes other files; nobody else meets it
             ArchiveErrorKind::Stale => Some(Self::Other),
             ArchiveErrorKind::Invalid | ArchiveErrorKind::NameClash => Some(Self::Configuration),
         }

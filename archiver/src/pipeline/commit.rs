@@ -277,7 +277,7 @@ impl Job {
         report: &mut Report,
     ) -> Result<(), Stop> {
         fail::fail_point!("archiver::before_encode");
-        let archived_at = self.deps.clock.now();
+        let mut archived_at = self.deps.clock.now();
         let mut hashes: BTreeMap<Partition, u64> = BTreeMap::new();
         let mut files: Vec<EncodedFile> = Vec::new();
         loop {
@@ -308,6 +308,11 @@ impl Job {
                     fail::fail_point!("archiver::after_append");
                     self.landed(snapshot_id, ledger, attempts, &files, started, report);
                     return Ok(());
+                }
+                // the rows are still here: other files
+                Settled::Stale => {
+                    files.clear();
+                    archived_at = self.deps.clock.now();
                 }
                 Settled::Fenced(ledger) => {
                     let refused = self.refused(checked, &hashes, archived_at, &ledger)?;
@@ -403,6 +408,7 @@ impl Job {
                     Err(pending) => break pending,
                 },
                 // definitely not applied
+                Err(error) if error.kind() == ArchiveErrorKind::Stale => return Ok(Settled::Stale),
                 Err(error) => {
                     let why = retry_archive(error)?;
                     self.hold(&mut backoff, "archive", &why).await;
@@ -427,6 +433,11 @@ impl Job {
                     }
                     Err(still) => pending = still,
                 },
+                // the attempt proved dead, and its files too old for another one
+                Err(error) if error.kind() == ArchiveErrorKind::Stale => {
+                    self.status.release(&self.topic);
+                    return Ok(Settled::Stale);
+                }
                 Err(error) => {
                     return Err(Stop::Failed(
                         FailureKind::of_archive(&error).unwrap_or(FailureKind::Other),
@@ -551,6 +562,8 @@ enum Settled {
         attempts: u32,
     },
     Fenced(Ledger),
+    /// The files waited so long that orphan removal may meet them.
+    Stale,
 }
 
 fn settle(outcome: CommitOutcome) -> Result<Settled, everlog_table::archive::PendingCommit> {
@@ -608,10 +621,6 @@ fn closing_advance(closing: &Closing, at: Millis) -> Advance {
 
 /// What to wait for; what not to wait for is a stop.
 fn retry_archive(error: ArchiveError) -> Result<String, Stop> {
-    // the files waited so long that orphan removal may have met them: all is read again, as after a change of topic
-    if error.kind() == ArchiveErrorKind::Stale {
-        return Err(Stop::AnotherTopic);
-    }
     match FailureKind::of_archive(&error) {
         None => Ok(one_line(&error)),
         Some(kind) => Err(Stop::Failed(kind, one_line(&error))),

@@ -10,7 +10,9 @@ use everlog_common::{
     Identity, Ledger, LogBounds, Millis, Offset, Partition, TopicName, TopicPartition,
 };
 use everlog_kafka::{Isolation, Log, LogError};
-use everlog_table::archive::{Archive, ArchiveDeps, ArchiveError, ArchiveErrorKind, TableState};
+use everlog_table::archive::{
+    Archive, ArchiveDeps, ArchiveError, ArchiveErrorKind, ArchiveOptions, TableState,
+};
 use everlog_table::catalog::LoadedTable;
 use everlog_table::summary;
 
@@ -69,7 +71,17 @@ pub(crate) async fn prepare(request: Request) -> Result<Prepared, Failure> {
                 request.settings.isolation.as_str().to_owned(),
             );
             let namespace = &request.settings.namespace;
-            Archive::open_or_create(request.deps.clone(), namespace, &request.topic, &table).await?
+            let options = ArchiveOptions {
+                expiry: request
+                    .settings
+                    .maintenance
+                    .as_ref()
+                    .map(|m| m.settings.expiry.clone()),
+                ..ArchiveOptions::default()
+            };
+            Archive::open_or_create(request.deps.clone(), namespace, &request.topic, &table)
+                .await?
+                .with_options(options)
         }
     };
     let state = state_of(&archive, request.settings.accept).await?;

@@ -166,12 +166,5 @@ pub(crate) fn maintenance_settings(settings: &Settings) -> MaintenanceSettings {
 }
 
 fn of_archiver(error: &ArchiverError) -> Failure {
-    let status = match error.exit_status() {
-        2 => Status::Usage,
-        3 => Status::Gap,
-        4 => Status::Corrupt,
-        5 => Status::OtherWriter,
-        _ => Status::Failed,
-    };
-    Failure::from_error(status, error)
+    Failure::from_error(Status::from_code(error.exit_status()), error)
 }

@@ -21,6 +21,17 @@ pub(crate) enum Status {
 }
 
 impl Status {
+    /// What a library says should be the exit status.
+    pub(crate) const fn from_code(code: u8) -> Self {
+        match code {
+            2 => Self::Usage,
+            3 => Self::Gap,
+            4 => Self::Corrupt,
+            5 => Self::OtherWriter,
+            _ => Self::Failed,
+        }
+    }
+
     /// The number that the process ends with.
     pub(crate) const fn code(self) -> u8 {
         self as u8

@@ -16,9 +16,11 @@
 mod archive;
 mod components;
 mod config;
+mod demo;
 mod failure;
 mod maintain;
 mod process;
+mod replay;
 mod settings;
 mod signals;
 mod status;
@@ -74,7 +76,9 @@ Examples:
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Demo(demo::DemoArgs),
     Archive(archive::ArchiveArgs),
+    Replay(replay::ReplayArgs),
     Status(status::StatusArgs),
     Maintain(maintain::MaintainArgs),
     Config(config::ConfigArgs),
@@ -105,10 +109,11 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Config(args) => return config::run(args, document),
         command => command,
     };
-    // A long-running process tells what it does; a command that answers a question does not.
+    // A long-running process tells what it does; a command that answers a question has one line about a failure.
     let level = match command {
         Command::Archive(_) => "info",
-        _ => "warn",
+        Command::Replay(_) => "warn",
+        _ => "off",
     };
     telemetry::start(cli.log_format, cli.log_level.as_deref(), level)?;
     process::arm_kill_at()?;
@@ -116,14 +121,23 @@ fn run(cli: Cli) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         match command {
+            Command::Demo(args) => demo::run(args).await,
             Command::Archive(args) => archive::run(args, &settings(Needs::ALL)?).await,
+            Command::Replay(args) => {
+                let asked = args.asked()?;
+                let settings = settings(asked.needs())?;
+                replay::run(asked, &settings).await
+            }
             Command::Status(args) => status::run(args, &settings(Needs::default())?).await,
             Command::Maintain(args) => maintain::run(args, &settings(Needs::default())?).await,
             Command::Config(_) => Ok(()),
         }
-    })
+    });
+    // Everything that must end in order has; a request that a broker does not answer is not waited for.
+    runtime.shutdown_background();
+    ended
 }
 
 /// The one line about a failure; as JSON where the log is.

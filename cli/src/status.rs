@@ -20,6 +20,7 @@ use everlog_kafka::{
 };
 use everlog_table::archive::{Archive, ArchiveDeps, TableState};
 use everlog_table::schema::table_name;
+use futures::StreamExt as _;
 
 use crate::components;
 use crate::failure::{Failure, Status, chain};
@@ -61,6 +62,8 @@ The JSON object:
 What is not known is null. headroom.state is ahead, unlimited, overtaken or unknown.
 ";
 
+/// Questions about topics that are asked at the same time.
+const AT_ONCE: usize = 8;
 /// How long to look for the timestamps of the oldest records that are not archived.
 const LOOK: Duration = Duration::from_secs(5);
 /// In so many partitions at most.
@@ -172,12 +175,16 @@ impl Cluster {
             })
             .collect();
         self.bounds = log.bounds(&partitions, settings.archive.isolation).await?;
-        for topic in self.topics.keys() {
-            // Where reading the configuration is not allowed, headroom is unknown and the rest is not.
-            if let Ok(config) = log.topic_config(topic).await {
-                self.configs.insert(topic.clone(), config);
-            }
-        }
+        // Where reading the configuration is not allowed, headroom is unknown and the rest is not.
+        self.configs = futures::stream::iter(self.topics.keys().cloned())
+            .map(|topic| async move {
+                let config = log.topic_config(&topic).await.ok()?;
+                Some((topic, config))
+            })
+            .buffer_unordered(AT_ONCE)
+            .filter_map(std::future::ready)
+            .collect()
+            .await;
         Ok(())
     }
 }
@@ -306,11 +313,12 @@ fn describe_table(
         .snapshots
         .iter()
         .flat_map(|s| s.refs.iter().map(|r| (r, s.snapshot_id)))
-        .filter(|(tag, _)| tag.starts_with("everlog-lease-"))
-        .map(|(tag, snapshot_id)| LeaseLine {
-            tag: tag.clone(),
-            snapshot_id,
-            deadline: lease_deadline(tag).map(text::time),
+        .filter_map(|(tag, snapshot_id)| {
+            Some(LeaseLine {
+                tag: tag.clone(),
+                snapshot_id,
+                deadline: text::time(lease_deadline(tag)?),
+            })
         })
         .collect();
     (table, leases)

@@ -132,8 +132,8 @@ pub(super) struct LeaseLine {
     pub(super) tag: String,
     /// What it holds.
     pub(super) snapshot_id: i64,
-    /// Until when; null where the tag's name does not say.
-    pub(super) deadline: Option<String>,
+    /// Until when.
+    pub(super) deadline: String,
 }
 
 /// One partition.

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// How long a case waits for something that must come.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// How long a case waits to see that nothing comes.
 const QUIET: Duration = Duration::from_millis(300);
 

@@ -17,8 +17,9 @@
 pub mod client;
 #[cfg(feature = "test-util")]
 #[allow(
-    clippy::missing_panics_doc,
-    reason = "every case panics when the contract is broken"
+    clippy::panic,
+    clippy::cast_possible_wrap,
+    reason = "every case panics when the contract is broken; its numbers are small"
 )]
 pub mod conformance;
 pub mod memory;
@@ -253,6 +254,10 @@ pub enum PartitionFault {
 
 /// What a reader has to tell. Order within one partition is the order of the log.
 #[derive(Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "one event stands for thousands of rows; a box would not be noticed"
+)]
 pub enum ReaderEvent {
     /// Rows, or a position that moved without rows.
     Fetched(Fetched),

@@ -1,4 +1,5 @@
 //! The log in memory keeps the contract.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail their test")]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -114,16 +114,23 @@ fn speaks_of_truncation(text: &str) -> bool {
     text.contains("log truncation detected") || text.contains("No epoch found less or equal")
 }
 
-/// Where an epoch ended, from the words of a truncation report: `Some(None)` when the broker does not know the epoch,
-/// none when these are other words.
-pub(super) fn epoch_end(text: &str) -> Option<Option<Offset>> {
+/// Where an epoch ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum EpochEnd {
+    At(Offset),
+    /// The broker does not know the epoch.
+    Unknown,
+}
+
+/// The words of a truncation report; none when these are other words.
+pub(super) fn epoch_end(text: &str) -> Option<EpochEnd> {
     if text.contains("No epoch found less or equal") {
-        return Some(None);
+        return Some(EpochEnd::Unknown);
     }
     let (_, rest) = text.split_once("broker end offset is ")?;
     let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
     let offset = digits.parse().ok().and_then(|o| Offset::new(o).ok())?;
-    Some(Some(offset))
+    Some(EpochEnd::At(offset))
 }
 
 #[cfg(test)]
@@ -149,8 +156,9 @@ mod tests {
                 detail: "Broker: Offset out of range".into()
             }
         );
-        assert_eq!(epoch_end(TRUNCATED), Some(Some(Offset::new(110).unwrap())));
-        assert_eq!(epoch_end(UNKNOWN), Some(None));
+        let end = EpochEnd::At(Offset::new(110).unwrap());
+        assert_eq!(epoch_end(TRUNCATED), Some(end));
+        assert_eq!(epoch_end(UNKNOWN), Some(EpochEnd::Unknown));
         assert_eq!(epoch_end("Broker: Offset out of range"), None);
     }
 

@@ -12,7 +12,6 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::fmt;
-use std::marker::PhantomData;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,99 +20,17 @@ use std::time::Duration;
 use rdkafka_sys as sys;
 use sys::rd_kafka_resp_err_t as Known;
 
+use self::code::{code_of, numbered};
 use super::log_lines::LogLines;
 
+pub(super) mod admin;
+mod code;
+mod message;
+
+pub(super) use self::code::Code;
+pub(super) use self::message::Message;
+
 const ERROR_TEXT_BYTES: usize = 512;
-
-/// An error code as the number it is: brokers send codes that the binding's enum does not have, and an enum that holds such
-/// a number is undefined behaviour.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Code(c_int);
-
-macro_rules! codes {
-    ($($name:ident = $known:ident,)*) => {
-        impl Code {
-            $(pub(super) const $name: Self = Self(Known::$known as c_int);)*
-            /// The topic id in a request is not that of the name.
-            pub(super) const INCONSISTENT_TOPIC_ID: Self = Self(103);
-        }
-    };
-}
-
-codes! {
-    OK = RD_KAFKA_RESP_ERR_NO_ERROR,
-    PARTITION_EOF = RD_KAFKA_RESP_ERR__PARTITION_EOF,
-    INVALID_ARG = RD_KAFKA_RESP_ERR__INVALID_ARG,
-    UNSUPPORTED_FEATURE = RD_KAFKA_RESP_ERR__UNSUPPORTED_FEATURE,
-    CONFLICT = RD_KAFKA_RESP_ERR__CONFLICT,
-    UNSUPPORTED_VERSION = RD_KAFKA_RESP_ERR_UNSUPPORTED_VERSION,
-    INVALID_REQUEST = RD_KAFKA_RESP_ERR_INVALID_REQUEST,
-    INVALID_GROUP_ID = RD_KAFKA_RESP_ERR_INVALID_GROUP_ID,
-    INCONSISTENT_GROUP_PROTOCOL = RD_KAFKA_RESP_ERR_INCONSISTENT_GROUP_PROTOCOL,
-    FATAL = RD_KAFKA_RESP_ERR__FATAL,
-    DESTROY = RD_KAFKA_RESP_ERR__DESTROY,
-    FENCED = RD_KAFKA_RESP_ERR__FENCED,
-    TIMED_OUT = RD_KAFKA_RESP_ERR__TIMED_OUT,
-    TRANSPORT = RD_KAFKA_RESP_ERR__TRANSPORT,
-    RESOLVE = RD_KAFKA_RESP_ERR__RESOLVE,
-    ALL_BROKERS_DOWN = RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN,
-    WAIT_COORD = RD_KAFKA_RESP_ERR__WAIT_COORD,
-    MAX_POLL_EXCEEDED = RD_KAFKA_RESP_ERR__MAX_POLL_EXCEEDED,
-    AUTHENTICATION = RD_KAFKA_RESP_ERR__AUTHENTICATION,
-    SASL_AUTHENTICATION_FAILED = RD_KAFKA_RESP_ERR_SASL_AUTHENTICATION_FAILED,
-    TOPIC_AUTHORIZATION_FAILED = RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED,
-    GROUP_AUTHORIZATION_FAILED = RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED,
-    CLUSTER_AUTHORIZATION_FAILED = RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED,
-    UNKNOWN_TOPIC_OR_PART = RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART,
-    UNKNOWN_TOPIC_ID = RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_ID,
-    NO_SUCH_TOPIC = RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC,
-    NO_SUCH_PARTITION = RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION,
-    LOG_TRUNCATION = RD_KAFKA_RESP_ERR__LOG_TRUNCATION,
-    AUTO_OFFSET_RESET = RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET,
-    OFFSET_OUT_OF_RANGE = RD_KAFKA_RESP_ERR_OFFSET_OUT_OF_RANGE,
-    BAD_MSG = RD_KAFKA_RESP_ERR__BAD_MSG,
-    BAD_COMPRESSION = RD_KAFKA_RESP_ERR__BAD_COMPRESSION,
-    NOT_IMPLEMENTED = RD_KAFKA_RESP_ERR__NOT_IMPLEMENTED,
-    UNDERFLOW = RD_KAFKA_RESP_ERR__UNDERFLOW,
-    INVALID_MSG = RD_KAFKA_RESP_ERR_INVALID_MSG,
-    UNSUPPORTED_COMPRESSION_TYPE = RD_KAFKA_RESP_ERR_UNSUPPORTED_COMPRESSION_TYPE,
-}
-
-impl From<Known> for Code {
-    fn from(known: Known) -> Self {
-        Self(known as c_int)
-    }
-}
-
-/// Functions whose code may be a broker's, declared with the number.
-mod numbered {
-    use std::ffi::{c_char, c_int};
-
-    use rdkafka_sys as sys;
-
-    unsafe extern "C" {
-        pub(super) fn rd_kafka_err2str(code: c_int) -> *const c_char;
-        pub(super) fn rd_kafka_error_code(error: *const sys::rd_kafka_error_t) -> c_int;
-        pub(super) fn rd_kafka_event_error(event: *mut sys::rd_kafka_event_t) -> c_int;
-        pub(super) fn rd_kafka_ConfigResource_error(
-            resource: *const sys::rd_kafka_ConfigResource_t,
-        ) -> c_int;
-        pub(super) fn rd_kafka_metadata(
-            rk: *mut sys::rd_kafka_t,
-            all_topics: c_int,
-            only: *mut sys::rd_kafka_topic_t,
-            metadata: *mut *const sys::rd_kafka_metadata,
-            timeout_ms: c_int,
-        ) -> c_int;
-    }
-}
-
-/// Reads an error code through a raw pointer, as the number it is.
-macro_rules! code_of {
-    ($place:expr) => {
-        Code((&raw const $place).cast::<c_int>().read())
-    };
-}
 
 /// A failed call: librdkafka's code and words.
 #[derive(Debug, Clone)]
@@ -797,162 +714,3 @@ impl Queue {
         unsafe { sys::rd_kafka_queue_length(self.ptr()) }
     }
 }
-
-/// A message or an error of a partition, valid during a callback.
-pub(super) struct Message<'a> {
-    raw: NonNull<sys::rd_kafka_message_t>,
-    borrowed: PhantomData<&'a sys::rd_kafka_message_t>,
-}
-
-impl fmt::Debug for Message<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}@{}", self.topic(), self.partition(), self.offset())
-    }
-}
-
-impl<'a> Message<'a> {
-    /// # Safety
-    /// `raw` is valid for `'a`.
-    unsafe fn new(raw: NonNull<sys::rd_kafka_message_t>) -> Self {
-        Self {
-            raw,
-            borrowed: PhantomData,
-        }
-    }
-
-    fn ptr(&self) -> *const sys::rd_kafka_message_t {
-        self.raw.as_ptr().cast_const()
-    }
-
-    pub(super) fn code(&self) -> Code {
-        // SAFETY: the message is valid; the code is read as a number.
-        unsafe { code_of!((*self.ptr()).err) }
-    }
-
-    fn topic_ptr(&self) -> *mut sys::rd_kafka_topic_t {
-        // SAFETY: the message is valid.
-        unsafe { (*self.ptr()).rkt }
-    }
-
-    /// Names the topic as long as one of its partitions is assigned.
-    pub(super) fn topic_handle(&self) -> usize {
-        self.topic_ptr().addr()
-    }
-
-    /// Empty for an error that is nobody's.
-    pub(super) fn topic(&self) -> &'a str {
-        let topic = self.topic_ptr();
-        if topic.is_null() {
-            return "";
-        }
-        // SAFETY: the topic handle is valid as long as the message.
-        let name = unsafe { CStr::from_ptr(sys::rd_kafka_topic_name(topic)) };
-        name.to_str().unwrap_or_default()
-    }
-
-    pub(super) fn partition(&self) -> i32 {
-        // SAFETY: the message is valid.
-        unsafe { (*self.ptr()).partition }
-    }
-
-    pub(super) fn offset(&self) -> i64 {
-        // SAFETY: the message is valid.
-        unsafe { (*self.ptr()).offset }
-    }
-
-    pub(super) fn error_text(&self) -> String {
-        // SAFETY: the message is valid; the string lives with it.
-        unsafe { owned(sys::rd_kafka_message_errstr(self.ptr())) }
-    }
-
-    pub(super) fn key(&self) -> Option<&'a [u8]> {
-        // SAFETY: librdkafka gives a pointer to key_len bytes that live with the message, or null.
-        unsafe { bytes((*self.ptr()).key, (*self.ptr()).key_len) }
-    }
-
-    pub(super) fn value(&self) -> Option<&'a [u8]> {
-        // SAFETY: as above.
-        unsafe { bytes((*self.ptr()).payload, (*self.ptr()).len) }
-    }
-
-    /// Milliseconds, and what they are.
-    pub(super) fn timestamp(&self) -> (i64, sys::rd_kafka_timestamp_type_t) {
-        let mut kind = sys::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE;
-        // SAFETY: the message is valid; kind is written before the call returns.
-        let at = unsafe { sys::rd_kafka_message_timestamp(self.ptr(), &raw mut kind) };
-        (at, kind)
-    }
-
-    pub(super) fn leader_epoch(&self) -> Option<i32> {
-        // SAFETY: the message is valid.
-        let epoch = unsafe { sys::rd_kafka_message_leader_epoch(self.ptr()) };
-        (epoch >= 0).then_some(epoch)
-    }
-
-    /// Name and value of each header, in order. The interface has no length for names: one that holds a NUL byte
-    /// comes cut off there.
-    pub(super) fn headers(&self) -> Headers<'a> {
-        let mut headers: *mut sys::rd_kafka_headers_t = ptr::null_mut();
-        // SAFETY: the message is valid; the headers live with it.
-        let code = unsafe { sys::rd_kafka_message_headers(self.ptr(), &raw mut headers) };
-        Headers {
-            headers: if Code::from(code) == Code::OK {
-                headers
-            } else {
-                ptr::null_mut()
-            },
-            next: 0,
-            message: PhantomData,
-        }
-    }
-}
-
-/// # Safety
-/// `data` is null or points to `len` bytes that live for `'a`.
-unsafe fn bytes<'a>(data: *const c_void, len: usize) -> Option<&'a [u8]> {
-    if data.is_null() {
-        return None;
-    }
-    // SAFETY: see above.
-    Some(unsafe { std::slice::from_raw_parts(data.cast(), len) })
-}
-
-/// The headers of a message.
-#[derive(Debug)]
-pub(super) struct Headers<'a> {
-    headers: *const sys::rd_kafka_headers_t,
-    next: usize,
-    /// They live with the message.
-    message: PhantomData<&'a sys::rd_kafka_message_t>,
-}
-
-impl<'a> Iterator for Headers<'a> {
-    type Item = (&'a [u8], Option<&'a [u8]>);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.headers.is_null() {
-            return None;
-        }
-        let mut name: *const c_char = ptr::null();
-        let mut value: *const c_void = ptr::null();
-        let mut size = 0;
-        // SAFETY: the headers are valid as long as the message; an index beyond the last is an error code. Name and
-        // value point into the message.
-        unsafe {
-            let code = sys::rd_kafka_header_get_all(
-                self.headers,
-                self.next,
-                &raw mut name,
-                &raw mut value,
-                &raw mut size,
-            );
-            if Code::from(code) != Code::OK || name.is_null() {
-                return None;
-            }
-            self.next += 1;
-            Some((CStr::from_ptr(name).to_bytes(), bytes(value, size)))
-        }
-    }
-}
-
-pub(super) mod admin;

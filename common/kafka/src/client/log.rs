@@ -277,13 +277,6 @@ impl Inner {
     }
 
     fn topic_config(&self, topic: &TopicName) -> Result<TopicConfig, LogError> {
-        if !self.knows_topic_ids()? {
-            // The mock leaves this request without an answer too; the full timeout would be waited for every time.
-            return Err(LogError::Unavailable {
-                what: format!("settings of topic {topic}"),
-                detail: "this broker does not tell them".to_owned(),
-            });
-        }
         let values = match self.client.topic_config(topic.as_str(), self.timeout()) {
             Ok(values) => values,
             Err(e) if classify::gone(e.code) => {

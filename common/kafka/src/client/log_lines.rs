@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 const WARNINGS_A_MINUTE: u32 = 10;
-const MINUTE: Duration = Duration::from_secs(60);
+const MINUTE: Duration = Duration::from_mins(1);
 /// A line older than this explains nothing any more.
 const RECENT: Duration = Duration::from_secs(30);
 

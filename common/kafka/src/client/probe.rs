@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use everlog_common::{Offset, TopicPartition};
 
-use super::classify;
+use super::classify::{self, EpochEnd};
 use super::ffi::{Client, Code, Failure, Flow, PartitionList, Queue};
 use super::log::configuration;
 use super::properties::ClientProperties;
@@ -97,7 +97,10 @@ fn ask(
         Some(failure) => Err(failure),
         None => Ok(answers
             .into_iter()
-            .filter_map(|(tp, answer)| Some((tp, answer?)))
+            .filter_map(|(tp, answer)| match answer? {
+                EpochEnd::At(offset) => Some((tp, Some(offset))),
+                EpochEnd::Unknown => Some((tp, None)),
+            })
             .collect()),
     }
 }

@@ -142,7 +142,7 @@ impl Slot {
 /// All assigned partitions.
 #[derive(Debug, Default)]
 pub(super) struct Slots {
-    slots: Vec<Slot>,
+    all: Vec<Slot>,
     by_name: BTreeMap<TopicPartition, usize>,
     /// By the client's topic handle: good as long as the topic stays assigned, so forgotten at each change.
     by_handle: HashMap<(usize, i32), Option<usize>>,
@@ -152,15 +152,15 @@ impl Slots {
     pub(super) fn insert(&mut self, slot: Slot) {
         self.remove(slot.source());
         self.by_handle.clear();
-        self.by_name.insert(slot.source.clone(), self.slots.len());
-        self.slots.push(slot);
+        self.by_name.insert(slot.source.clone(), self.all.len());
+        self.all.push(slot);
     }
 
     pub(super) fn remove(&mut self, tp: &TopicPartition) -> Option<Slot> {
         let index = self.by_name.remove(tp)?;
         self.by_handle.clear();
-        let slot = self.slots.swap_remove(index);
-        if let Some(moved) = self.slots.get(index) {
+        let slot = self.all.swap_remove(index);
+        if let Some(moved) = self.all.get(index) {
             self.by_name.insert(moved.source.clone(), index);
         }
         Some(slot)
@@ -168,7 +168,7 @@ impl Slots {
 
     pub(super) fn get_mut(&mut self, tp: &TopicPartition) -> Option<&mut Slot> {
         let index = *self.by_name.get(tp)?;
-        self.slots.get_mut(index)
+        self.all.get_mut(index)
     }
 
     /// By the client's handle of a topic; `name` is asked at most once per handle.
@@ -183,15 +183,15 @@ impl Slots {
             .by_handle
             .entry((handle, partition))
             .or_insert_with(|| name().and_then(|tp| by_name.get(&tp).copied()));
-        self.slots.get_mut(index?)
+        self.all.get_mut(index?)
     }
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Slot> {
-        self.slots.iter_mut()
+        self.all.iter_mut()
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Slot> {
-        self.slots.iter()
+        self.all.iter()
     }
 }
 

@@ -314,7 +314,7 @@ impl Worker {
             self.shared.tell(|outbox| {
                 outbox
                     .events
-                    .push_back(ReaderEvent::Fault { partition, fault })
+                    .push_back(ReaderEvent::Fault { partition, fault });
             });
         }
     }
@@ -405,7 +405,10 @@ impl Worker {
             }
             Request::Pause(partitions) => self.pause(&partitions),
             Request::Resume(partitions) => self.resume(&partitions),
-            Request::Mirror(positions) => self.mirror(&positions),
+            Request::Mirror(positions) => {
+                self.mirror(&positions);
+                Ok(())
+            }
         }
     }
 
@@ -478,7 +481,7 @@ impl Worker {
             let error = self.error("assign", &failure);
             // some may have got as far as the client's assignment
             for tp in starts.keys() {
-                if let Ok(list) = self.list([tp]) {
+                if let Ok(list) = list_of([tp]) {
                     self.client.incremental_unassign(&list).ok();
                 }
             }
@@ -513,7 +516,7 @@ impl Worker {
                     .resume(&PartitionList::of([(topic, partition)])?)?;
             }
         }
-        let still = self.list(still)?;
+        let still = list_of(still)?;
         if !checked.is_empty() {
             self.client.pause(&still)?;
         }
@@ -566,15 +569,14 @@ impl Worker {
                 taken.insert(tp);
             }
         }
-        let all = self
-            .list(taken.iter().copied())
-            .and_then(|list| self.client.incremental_unassign(&list));
+        let all =
+            list_of(taken.iter().copied()).and_then(|list| self.client.incremental_unassign(&list));
         if all.is_ok() {
             return Ok(());
         }
         // one that the client does not have makes it refuse all; the empty list at the end answers the group
         for tp in taken {
-            if let Ok(list) = self.list([tp]) {
+            if let Ok(list) = list_of([tp]) {
                 self.client.incremental_unassign(&list).ok();
             }
         }
@@ -583,24 +585,13 @@ impl Worker {
             .map_err(|e| self.error("unassign", &e))
     }
 
-    fn list<'a>(
-        &self,
-        partitions: impl IntoIterator<Item = &'a TopicPartition>,
-    ) -> Result<PartitionList, Failure> {
-        PartitionList::of(
-            partitions
-                .into_iter()
-                .map(|tp| (tp.topic.as_str(), tp.partition.get())),
-        )
-    }
-
     fn pause(&mut self, partitions: &[TopicPartition]) -> Result<(), LogError> {
         let known: Vec<_> = partitions
             .iter()
             .filter(|tp| self.assigned.contains(tp))
             .cloned()
             .collect();
-        self.list(&known)
+        list_of(&known)
             .and_then(|list| self.client.pause(&list))
             .map_err(|e| self.error("pause", &e))?;
         self.paused.extend(known);
@@ -613,7 +604,7 @@ impl Worker {
             .filter(|tp| self.paused.contains(tp))
             .cloned()
             .collect();
-        self.list(&known)
+        list_of(&known)
             .and_then(|list| self.client.resume(&list))
             .map_err(|e| self.error("resume", &e))?;
         for tp in &known {
@@ -622,7 +613,8 @@ impl Worker {
         Ok(())
     }
 
-    fn mirror(&mut self, positions: &[(TopicPartition, Offset)]) -> Result<(), LogError> {
+    /// Best effort: what the group does not take is only logged.
+    fn mirror(&self, positions: &[(TopicPartition, Offset)]) {
         let mut list = PartitionList::with_capacity(positions.len());
         let sent = positions
             .iter()
@@ -636,7 +628,6 @@ impl Worker {
                 "offsets were not mirrored to the group"
             );
         }
-        Ok(())
     }
 
     // --- the end -----------------------------------------------------------------------------------------------
@@ -663,6 +654,16 @@ impl Worker {
         // commands that came too late are dropped, which tells their callers
         drop(self.shared.commands(None));
     }
+}
+
+fn list_of<'a>(
+    partitions: impl IntoIterator<Item = &'a TopicPartition>,
+) -> Result<PartitionList, Failure> {
+    PartitionList::of(
+        partitions
+            .into_iter()
+            .map(|tp| (tp.topic.as_str(), tp.partition.get())),
+    )
 }
 
 fn source(topic: &str, partition: i32) -> Option<TopicPartition> {

@@ -68,7 +68,7 @@ struct Topic {
 }
 
 struct Cluster {
-    cluster_id: Option<String>,
+    id: Option<String>,
     topic_ids: bool,
     ids_drawn: u64,
     readers_opened: u64,
@@ -84,7 +84,7 @@ struct Cluster {
 impl fmt::Debug for Cluster {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Cluster")
-            .field("cluster_id", &self.cluster_id)
+            .field("id", &self.id)
             .field("topics", &self.topics.keys().collect::<Vec<_>>())
             .finish_non_exhaustive()
     }
@@ -169,7 +169,7 @@ impl MemoryLog {
         Self {
             shared: Arc::new(Shared {
                 cluster: Mutex::new(Cluster {
-                    cluster_id: Some("memory".to_owned()),
+                    id: Some("memory".to_owned()),
                     topic_ids: true,
                     ids_drawn: 0,
                     readers_opened: 0,
@@ -193,6 +193,7 @@ impl MemoryLog {
         result
     }
 
+    #[allow(clippy::panic, reason = "a mistake in the test, see above")]
     fn on<T>(&self, tp: &TopicPartition, act: impl FnOnce(&mut PartitionLog) -> T) -> T {
         self.change(|c| {
             act(c
@@ -203,7 +204,7 @@ impl MemoryLog {
 
     /// Gives the cluster another id, or none.
     pub fn set_cluster_id(&self, id: Option<&str>) {
-        self.change(|c| c.cluster_id = id.map(str::to_owned));
+        self.change(|c| c.id = id.map(str::to_owned));
     }
 
     /// Topics created from now on have no id, as before Kafka 2.8.
@@ -245,6 +246,7 @@ impl MemoryLog {
     }
 
     /// Grows a topic to `total` partitions.
+    #[allow(clippy::panic, reason = "a mistake in the test, see above")]
     pub fn add_partitions(&self, name: &TopicName, total: usize) {
         self.change(|c| {
             let topic = c
@@ -406,7 +408,7 @@ impl MemoryLog {
 #[async_trait]
 impl Log for MemoryLog {
     async fn cluster_id(&self) -> Result<Option<String>, LogError> {
-        self.ask(Request::ClusterId, |c| c.cluster_id.clone())
+        self.ask(Request::ClusterId, |c| c.id.clone())
     }
 
     async fn topics(&self) -> Result<Vec<TopicInfo>, LogError> {

@@ -73,7 +73,7 @@ pub(super) enum Read {
     /// Nothing new.
     Nothing,
     /// Rows (maybe none), the position after, and whether that is the end.
-    Rows(EventColumns, Offset, bool),
+    Rows(Box<EventColumns>, Offset, bool),
     /// The position is outside of the log.
     OutOfRange(String),
     /// The position's epoch ended below it, or is unknown.
@@ -254,7 +254,7 @@ impl PartitionLog {
             after = at + 1;
         }
         let after = if full { after } else { end };
-        Read::Rows(builder.finish(), offset(after), after == end)
+        Read::Rows(Box::new(builder.finish()), offset(after), after == end)
     }
 }
 

@@ -137,7 +137,7 @@ impl MemoryReader {
                 Some(ReaderEvent::Fetched(Fetched {
                     source: tp.clone(),
                     range,
-                    columns,
+                    columns: *columns,
                     at_end,
                 }))
             }

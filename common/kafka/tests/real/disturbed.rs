@@ -199,7 +199,7 @@ async fn requests_to_a_broker_that_hangs_are_bounded() {
         .await
         .is_err()
     {
-        assert!(began.elapsed() < Duration::from_secs(60));
+        assert!(began.elapsed() < Duration::from_mins(1));
     }
 }
 

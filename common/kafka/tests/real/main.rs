@@ -1,4 +1,9 @@
 //! The Kafka client on real brokers. All tests here share one broker; those that disturb it start their own.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "helpers of tests fail their test"
+)]
 
 mod disturbed;
 mod groups;

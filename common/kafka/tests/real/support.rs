@@ -49,6 +49,10 @@ impl Broker {
     }
 
     /// With more settings, as key=value.
+    #[allow(
+        clippy::zombie_processes,
+        reason = "the watcher ends after this process, by design"
+    )]
     pub fn start_with(settings: &[&str]) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("everlog-kafka-test-")
@@ -235,6 +239,10 @@ impl Real {
         Self::at(broker().bootstrap(), properties)
     }
 
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "what to log is a matter of the test run"
+    )]
     pub fn at(bootstrap: String, properties: &[(&str, &str)]) -> Self {
         static LOGGING: OnceLock<()> = OnceLock::new();
         LOGGING.get_or_init(|| {
@@ -351,12 +359,7 @@ impl Real {
         producer.poll(Duration::ZERO);
     }
 
-    pub async fn produce_with(
-        &self,
-        producer: &Producer,
-        tp: &TopicPartition,
-        records: &[MemoryRecord],
-    ) {
+    pub fn produce_with(&self, producer: &Producer, tp: &TopicPartition, records: &[MemoryRecord]) {
         for record in records {
             while !send(producer, tp, record) {
                 producer.poll(Duration::from_millis(10));
@@ -447,7 +450,7 @@ fn send(producer: &Producer, tp: &TopicPartition, record: &MemoryRecord) -> bool
             vu(
                 V::RD_KAFKA_VTYPE_MSGFLAGS,
                 sys::rd_kafka_vu_s__bindgen_ty_1 {
-                    i: i32::try_from(sys::RD_KAFKA_MSG_F_COPY).unwrap(),
+                    i: sys::RD_KAFKA_MSG_F_COPY,
                 },
             ),
         ];
@@ -512,7 +515,7 @@ impl World for Real {
 
     async fn produce(&self, tp: &TopicPartition, records: Vec<MemoryRecord>) {
         let producer = self.producer(&[]);
-        self.produce_with(&producer, tp, &records).await;
+        self.produce_with(&producer, tp, &records);
     }
 
     async fn transaction(&self, tp: &TopicPartition, records: Vec<MemoryRecord>, ending: Ending) {
@@ -524,7 +527,7 @@ impl World for Real {
             producer.init_transactions(WAIT).unwrap();
             producer.begin_transaction().unwrap();
         });
-        self.produce_with(&producer, tp, &records).await;
+        self.produce_with(&producer, tp, &records);
         tokio::task::block_in_place(|| match ending {
             Ending::Commit => producer.commit_transaction(WAIT).unwrap(),
             Ending::Abort => producer.abort_transaction(WAIT).unwrap(),

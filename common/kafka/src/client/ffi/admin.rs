@@ -10,7 +10,8 @@ use rdkafka_sys as sys;
 use uuid::Uuid;
 
 use super::{
-    Client, Code, Failure, PartitionList, Queue, check, millis, numbered, owned, take_error,
+    Client, Code, Failure, PartitionList, Queue, check, code_of, millis, numbered, owned,
+    take_error,
 };
 
 /// Time beyond a request's own limit after which its answer is not waited for any more.

@@ -29,6 +29,10 @@ pub(crate) fn run(program: &Path, args: &[&str]) -> Figures {
 
 /// Runs `command`; it must succeed.
 #[allow(
+    clippy::zombie_processes,
+    reason = "waited for by wait4, which also tells its usage"
+)]
+#[allow(
     clippy::disallowed_methods,
     reason = "this is a measurement of real time"
 )]

@@ -37,7 +37,9 @@ pub enum ReplayError {
         partition: Partition,
     },
     /// The replay ends in the live log, and no Kafka was given.
-    #[error("topic {0}: the replay goes on in Kafka, which is not configured: give [kafka], or --until snapshot")]
+    #[error(
+        "topic {0}: the replay goes on in Kafka, which is not configured: give [kafka], or --until snapshot"
+    )]
     NoKafka(TopicName),
     /// Resumed with a snapshot older than the positions.
     #[error(
@@ -90,9 +92,7 @@ pub enum ReplayError {
         source: SeamError,
     },
     /// The live topic is not there.
-    #[error(
-        "topic {0} is not in Kafka any more; its archive can be read with --until snapshot"
-    )]
+    #[error("topic {0} is not in Kafka any more; its archive can be read with --until snapshot")]
     TopicGone(TopicName),
     /// Kafka failed.
     #[error("kafka")]

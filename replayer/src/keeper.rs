@@ -51,9 +51,7 @@ async fn keep(
 ) {
     let mut retry = None;
     while let Some(at) = pinned.renew_at() {
-        let wait = retry
-            .take()
-            .unwrap_or_else(|| at.since(clock.now()));
+        let wait = retry.take().unwrap_or_else(|| at.since(clock.now()));
         tokio::select! {
             _ = &mut stopped => return pinned.release().await,
             () = clock.sleep(wait) => {}

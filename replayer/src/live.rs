@@ -61,10 +61,7 @@ impl Cluster {
     }
 
     /// The identity is read before and after the bounds, so that both are of one incarnation.
-    async fn ask(
-        &self,
-        epochs: &BTreeMap<Partition, i32>,
-    ) -> Result<Option<LiveFacts>, LogError> {
+    async fn ask(&self, epochs: &BTreeMap<Partition, i32>) -> Result<Option<LiveFacts>, LogError> {
         let Some((identity, partitions)) = self.identity().await? else {
             return Ok(None);
         };
@@ -87,10 +84,15 @@ impl Cluster {
                 detail: "it changed while it was being looked at".to_owned(),
             });
         }
-        let ends = ends.into_iter().filter_map(|(tp, end)| Some((tp.partition, end?)));
+        let ends = ends
+            .into_iter()
+            .filter_map(|(tp, end)| Some((tp.partition, end?)));
         Ok(Some(LiveFacts {
             identity,
-            bounds: bounds.into_iter().map(|(tp, b)| (tp.partition, b)).collect(),
+            bounds: bounds
+                .into_iter()
+                .map(|(tp, b)| (tp.partition, b))
+                .collect(),
             epoch_ends: ends.collect(),
         }))
     }

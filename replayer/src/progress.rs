@@ -91,7 +91,11 @@ mod tests {
     fn rate_share_and_time_left_follow_from_what_was_emitted() {
         let mut meter = Meter::default();
         for second in 0..=4 {
-            meter.emitted(100, Some(Millis(second)), Duration::from_secs(second.unsigned_abs()));
+            meter.emitted(
+                100,
+                Some(Millis(second)),
+                Duration::from_secs(second.unsigned_abs()),
+            );
         }
         let progress = meter.progress(Source::Archive, Some(500), Duration::from_secs(4));
         assert_eq!(progress.events, 500);

@@ -24,9 +24,7 @@ const PARTITIONS_MAX: usize = 100_000;
 #[non_exhaustive]
 pub enum RequestError {
     /// `--from` is none of its forms.
-    #[error(
-        "--from {0}: not one of beginning, offset:N, offset:GENERATION:N, timestamp:RFC3339"
-    )]
+    #[error("--from {0}: not one of beginning, offset:N, offset:GENERATION:N, timestamp:RFC3339")]
     From(String),
     /// `--until` is none of its forms.
     #[error("--until {0}: not one of snapshot, now, offset:N, timestamp:RFC3339")]
@@ -219,7 +217,9 @@ impl ReplayRequest {
 
     /// Whether `partition` is asked for.
     pub fn wants(&self, partition: Partition) -> bool {
-        self.partitions.as_ref().is_none_or(|p| p.contains(&partition))
+        self.partitions
+            .as_ref()
+            .is_none_or(|p| p.contains(&partition))
     }
 }
 
@@ -364,11 +364,7 @@ impl fmt::Display for Rfc3339 {
 }
 
 /// Reads an RFC 3339 time; a part of a millisecond counts as a whole one, since only whole ones are stored.
-pub fn parse_timestamp(
-    option: &'static str,
-    text: &str,
-    at: &str,
-) -> Result<Millis, RequestError> {
+pub fn parse_timestamp(option: &'static str, text: &str, at: &str) -> Result<Millis, RequestError> {
     let Ok(time) = chrono::DateTime::parse_from_rfc3339(at) else {
         return Err(RequestError::Timestamp {
             option,
@@ -440,10 +436,22 @@ mod tests {
             ("beginning", From::Beginning),
             ("offset:0", offset(None, 0)),
             ("offset:2:17", offset(Some(Generation(2)), 17)),
-            ("timestamp:1970-01-01T00:00:01Z", From::Timestamp(Millis(1000))),
-            ("timestamp:1970-01-01T02:00:00.5+02:00", From::Timestamp(Millis(500))),
-            ("timestamp:1970-01-01T00:00:00.0000001Z", From::Timestamp(Millis(1))),
-            ("timestamp:1969-12-31T23:59:59.9995Z", From::Timestamp(Millis(0))),
+            (
+                "timestamp:1970-01-01T00:00:01Z",
+                From::Timestamp(Millis(1000)),
+            ),
+            (
+                "timestamp:1970-01-01T02:00:00.5+02:00",
+                From::Timestamp(Millis(500)),
+            ),
+            (
+                "timestamp:1970-01-01T00:00:00.0000001Z",
+                From::Timestamp(Millis(1)),
+            ),
+            (
+                "timestamp:1969-12-31T23:59:59.9995Z",
+                From::Timestamp(Millis(0)),
+            ),
         ] {
             assert_eq!(text.parse::<From>(), Ok(expected), "{text}");
         }
@@ -487,7 +495,18 @@ mod tests {
         assert_eq!(read("0,3-5"), Some(vec![0, 3, 4, 5]));
         assert_eq!(read("7"), Some(vec![7]));
         assert_eq!(read("3-3,3"), Some(vec![3]));
-        for bad in ["", ",", "1,", "-1", "1-", "a", "1 ", "+1", "0-2147483647", "99999999999"] {
+        for bad in [
+            "",
+            ",",
+            "1,",
+            "-1",
+            "1-",
+            "a",
+            "1 ",
+            "+1",
+            "0-2147483647",
+            "99999999999",
+        ] {
             assert_eq!(read(bad), None, "{bad}");
         }
     }
@@ -495,9 +514,18 @@ mod tests {
     #[test]
     fn until_defaults_to_now_or_to_the_named_snapshot() {
         let resolve = |until, follow, selector| Until::resolve(until, follow, &selector);
-        assert_eq!(resolve(None, false, SnapshotSelector::Current), Ok(Until::Now));
-        assert_eq!(resolve(None, false, SnapshotSelector::Id(7)), Ok(Until::Snapshot));
-        assert_eq!(resolve(None, true, SnapshotSelector::Current), Ok(Until::Never));
+        assert_eq!(
+            resolve(None, false, SnapshotSelector::Current),
+            Ok(Until::Now)
+        );
+        assert_eq!(
+            resolve(None, false, SnapshotSelector::Id(7)),
+            Ok(Until::Snapshot)
+        );
+        assert_eq!(
+            resolve(None, true, SnapshotSelector::Current),
+            Ok(Until::Never)
+        );
         assert!(resolve(Some(Until::Now), true, SnapshotSelector::Current).is_err());
     }
 

@@ -73,11 +73,7 @@ impl ResumeError {
 
 /// What the output needs besides the positions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(
-    tag = "kind",
-    rename_all = "snake_case",
-    deny_unknown_fields
-)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum OutputState {
     /// JSON lines on standard output.
     Stdout {},
@@ -317,8 +313,10 @@ mod tests {
     fn output() -> impl Strategy<Value = OutputState> {
         prop_oneof![
             Just(OutputState::Stdout {}),
-            (".{1,20}", any::<u64>())
-                .prop_map(|(path, length)| OutputState::File { path: path.into(), length }),
+            (".{1,20}", any::<u64>()).prop_map(|(path, length)| OutputState::File {
+                path: path.into(),
+                length
+            }),
             any::<u64>().prop_map(|bytes| OutputState::Count { bytes }),
             "[a-z]{1,9}".prop_map(|topic| OutputState::Topic { topic }),
         ]
@@ -326,22 +324,36 @@ mod tests {
 
     fn state() -> impl Strategy<Value = ResumeState> {
         let positions = prop::collection::btree_map(0..i32::MAX, (any::<u32>(), 0..i64::MAX), 0..9);
-        (any::<u128>(), "[a-z.]{3,9}", prop::option::of(any::<i64>()), positions, any::<u64>(), output()).prop_map(
-            |(id, topic, snapshot_id, positions, events, output)| ResumeState {
-                run_id: Uuid::from_u128(id),
-                topic: TopicName::new(&format!("t{topic}")).unwrap(),
-                snapshot_id,
-                positions: positions
-                    .into_iter()
-                    .map(|(p, (g, o))| {
-                        let offset = Offset::new(o).unwrap();
-                        (Partition::new(p).unwrap(), Position { generation: Generation(g), offset })
-                    })
-                    .collect(),
-                events,
-                output,
-            },
+        (
+            any::<u128>(),
+            "[a-z.]{3,9}",
+            prop::option::of(any::<i64>()),
+            positions,
+            any::<u64>(),
+            output(),
         )
+            .prop_map(
+                |(id, topic, snapshot_id, positions, events, output)| ResumeState {
+                    run_id: Uuid::from_u128(id),
+                    topic: TopicName::new(&format!("t{topic}")).unwrap(),
+                    snapshot_id,
+                    positions: positions
+                        .into_iter()
+                        .map(|(p, (g, o))| {
+                            let offset = Offset::new(o).unwrap();
+                            (
+                                Partition::new(p).unwrap(),
+                                Position {
+                                    generation: Generation(g),
+                                    offset,
+                                },
+                            )
+                        })
+                        .collect(),
+                    events,
+                    output,
+                },
+            )
     }
 
     proptest! {
@@ -410,9 +422,15 @@ mod tests {
         file.save(&state).unwrap();
         assert_eq!(file.load(&topic, &stdout).unwrap(), Some(state));
         let other = TopicName::new("payments").unwrap();
-        assert!(matches!(file.load(&other, &stdout), Err(ResumeError::Other { .. })));
+        assert!(matches!(
+            file.load(&other, &stdout),
+            Err(ResumeError::Other { .. })
+        ));
         let count = OutputState::Count { bytes: 0 };
-        assert!(matches!(file.load(&topic, &count), Err(ResumeError::Other { .. })));
+        assert!(matches!(
+            file.load(&topic, &count),
+            Err(ResumeError::Other { .. })
+        ));
         let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
         assert_eq!(left.len(), 1, "no temporary file stays");
     }

@@ -247,7 +247,9 @@ impl Session {
         if let Some(file) = self.file.clone() {
             let state = self.state.clone();
             let saved = tokio::task::spawn_blocking(move || file.save(&state));
-            saved.await.map_err(|_| ReplayError::Stopped("saving the positions"))??;
+            saved
+                .await
+                .map_err(|_| ReplayError::Stopped("saving the positions"))??;
         }
         fail::fail_point!("replay::position_saved");
         Ok(())

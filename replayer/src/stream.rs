@@ -297,7 +297,8 @@ impl EventStream {
             if let Some(epoch) = row.leader_epoch {
                 self.epochs.insert(batch.partition, epoch);
             }
-            self.meter.emitted(rows as u64, Some(Millis(row.timestamp_ms)), now);
+            self.meter
+                .emitted(rows as u64, Some(Millis(row.timestamp_ms)), now);
             (self.vanished, self.falls) = (0, 0);
         }
         Some(batch)
@@ -528,9 +529,11 @@ impl EventStream {
             && let Some(cluster) = self.context.cluster.clone()
         {
             let epochs = self.epochs.clone();
-            let task = OwnedTask::spawn("the identity check", async move {
-                cluster.facts(&epochs).await
-            });
+            let task =
+                OwnedTask::spawn(
+                    "the identity check",
+                    async move { cluster.facts(&epochs).await },
+                );
             live.check = Some(Check {
                 task,
                 reached: self.reached.clone(),

@@ -32,5 +32,4 @@ impl<T: Send + 'static> OwnedTask<T> {
             Some(Err(_)) | None => Err(self.name),
         }
     }
-
 }

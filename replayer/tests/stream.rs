@@ -57,7 +57,11 @@ async fn h41_history_then_tail_is_the_log_without_seam() {
     let replayed = world.replay(request()).await.unwrap();
     produced.assert_emitted(&replayed);
     assert_eq!((replayed.archived, replayed.live), (600, 600));
-    let ends: Vec<(Partition, Offset)> = replayed.positions.iter().map(|(p, at)| (*p, at.offset)).collect();
+    let ends: Vec<(Partition, Offset)> = replayed
+        .positions
+        .iter()
+        .map(|(p, at)| (*p, at.offset))
+        .collect();
     assert_eq!(ends, [(p(0), o(400)), (p(1), o(400)), (p(2), o(400))]);
 }
 
@@ -66,17 +70,25 @@ async fn until_snapshot_needs_no_kafka() {
     let (world, _log, _) = half_archived(2, 100).await;
     let mut components = world.components();
     components.log = None;
-    let mut stream = EventStream::open(until(Until::Snapshot), components.clone()).await.unwrap();
+    let mut stream = EventStream::open(until(Until::Snapshot), components.clone())
+        .await
+        .unwrap();
     let mut replayed = Replayed::default();
     while let Some(batch) = stream.next().await.unwrap() {
         replayed.take(&batch);
     }
     assert_eq!((replayed.archived, replayed.live), (200, 0));
     stream.close().await;
-    let error = EventStream::open(request(), components.clone()).await.unwrap_err();
+    let error = EventStream::open(request(), components.clone())
+        .await
+        .unwrap_err();
     assert!(matches!(error, ReplayError::NoKafka(_)) && error.exit_status() == 2);
     // an end that the archive reaches needs none either
-    assert!(EventStream::open(until(Until::Offset(o(50))), components).await.is_ok());
+    assert!(
+        EventStream::open(until(Until::Offset(o(50))), components)
+            .await
+            .is_ok()
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -105,7 +117,10 @@ async fn until_offset_ends_before_it_in_either_tier() {
 async fn from_offset_begins_at_it_in_either_tier() {
     let (world, _log, _) = half_archived(2, 100).await;
     for first in [0, 1, 50, 100, 101, 199, 200, 300] {
-        let start = From::Offset { generation: None, offset: o(first) };
+        let start = From::Offset {
+            generation: None,
+            offset: o(first),
+        };
         let replayed = world.replay(from(start)).await.unwrap();
         let expected: Vec<i64> = (first..200).collect();
         assert_eq!(replayed.offsets(0, 1), expected, "from offset {first}");
@@ -115,14 +130,23 @@ async fn from_offset_begins_at_it_in_either_tier() {
 #[tokio::test(start_paused = true)]
 async fn only_the_asked_partitions_come() {
     let (world, _log, _) = half_archived(4, 50).await;
-    let some = ReplayRequest { partitions: Some([p(1), p(3)].into()), ..request() };
+    let some = ReplayRequest {
+        partitions: Some([p(1), p(3)].into()),
+        ..request()
+    };
     let replayed = world.replay(some).await.unwrap();
     assert_eq!(replayed.offsets(0, 1).len(), 100);
     assert_eq!(replayed.offsets(0, 3).len(), 100);
     assert_eq!(replayed.count(), 200);
-    let none = ReplayRequest { partitions: Some([p(9)].into()), ..request() };
+    let none = ReplayRequest {
+        partitions: Some([p(9)].into()),
+        ..request()
+    };
     let error = world.replay(none).await.unwrap_err();
-    assert_eq!(error.to_string(), "--partitions: topic t has no partition 9");
+    assert_eq!(
+        error.to_string(),
+        "--partitions: topic t has no partition 9"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -144,7 +168,10 @@ async fn h18_timestamps_mean_the_first_record_at_or_after_in_either_tier() {
     let all: Vec<i64> = stamps.into_iter().chain([45, 80, 20, 90]).collect();
     for t in [0, 1, 5, 6, 11, 21, 31, 36, 51, 61, 71, 81, 90, 91] {
         let first = all.iter().position(|ms| *ms >= t).unwrap_or(all.len());
-        let replayed = world.replay(from(From::Timestamp(Millis(base + t)))).await.unwrap();
+        let replayed = world
+            .replay(from(From::Timestamp(Millis(base + t))))
+            .await
+            .unwrap();
         let expected: Vec<i64> = (first..all.len()).map(|o| o as i64).collect();
         assert_eq!(replayed.offsets(0, 0), expected, "from timestamp {t}");
         let other: Vec<i64> = match t {
@@ -152,8 +179,15 @@ async fn h18_timestamps_mean_the_first_record_at_or_after_in_either_tier() {
             ..=55 => vec![1],
             _ => vec![],
         };
-        assert_eq!(replayed.offsets(0, 1), other, "from timestamp {t}, partition 1");
-        let replayed = world.replay(until(Until::Timestamp(Millis(base + t)))).await.unwrap();
+        assert_eq!(
+            replayed.offsets(0, 1),
+            other,
+            "from timestamp {t}, partition 1"
+        );
+        let replayed = world
+            .replay(until(Until::Timestamp(Millis(base + t))))
+            .await
+            .unwrap();
         let expected: Vec<i64> = (0..first).map(|o| o as i64).collect();
         assert_eq!(replayed.offsets(0, 0), expected, "until timestamp {t}");
     }
@@ -166,10 +200,18 @@ async fn order_by_time_is_total_within_the_snapshot_and_the_same_every_time() {
     let mut produced = Produced::default();
     for i in 0..300_i64 {
         let partition = i32::try_from(i % 3).unwrap();
-        produced.at(&log, &topic(T), partition, 1_700_000_000_000 + (i * 7919) % 100);
+        produced.at(
+            &log,
+            &topic(T),
+            partition,
+            1_700_000_000_000 + (i * 7919) % 100,
+        );
     }
     world.commit_all(&topic(T), 17).await;
-    let by_time = ReplayRequest { order: Order::Time, ..until(Until::Snapshot) };
+    let by_time = ReplayRequest {
+        order: Order::Time,
+        ..until(Until::Snapshot)
+    };
     let first = world.replay(by_time.clone()).await.unwrap();
     produced.assert_emitted(&first);
     // the definition, row by row
@@ -184,7 +226,11 @@ async fn order_by_time_is_total_within_the_snapshot_and_the_same_every_time() {
     }
     assert_eq!(first.sequence, expected);
     for (memory_bytes, threads) in [(64 << 10, 1), (1 << 20, 4)] {
-        let again = ReplayRequest { memory_bytes, threads, ..by_time.clone() };
+        let again = ReplayRequest {
+            memory_bytes,
+            threads,
+            ..by_time.clone()
+        };
         assert_eq!(world.replay(again).await.unwrap().sequence, expected);
     }
 }
@@ -198,7 +244,11 @@ async fn h03_control_records_and_compaction_leave_no_hole_in_positions() {
         for i in 0..n {
             log.append_in(txn, &tp(T, 0), MemoryRecord::value(format!("{i}")));
         }
-        if commit { log.commit(txn) } else { log.abort(txn) }
+        if commit {
+            log.commit(txn)
+        } else {
+            log.abort(txn)
+        }
     };
     write(5, false);
     write(5, true);
@@ -207,8 +257,15 @@ async fn h03_control_records_and_compaction_leave_no_hole_in_positions() {
     write(5, true);
     write(3, false);
     let replayed = world.replay(request()).await.unwrap();
-    assert_eq!(replayed.offsets(0, 0), (6..11).chain(18..23).collect::<Vec<_>>());
-    assert_eq!(replayed.positions[&p(0)].offset, o(28), "trailing aborts and markers are passed");
+    assert_eq!(
+        replayed.offsets(0, 0),
+        (6..11).chain(18..23).collect::<Vec<_>>()
+    );
+    assert_eq!(
+        replayed.positions[&p(0)].offset,
+        o(28),
+        "trailing aborts and markers are passed"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -233,7 +290,10 @@ async fn h42_a_hole_between_a_stalled_archive_and_the_log_is_an_error_with_the_i
     let error = world.replay(request()).await.unwrap_err();
     assert_eq!(error.exit_status(), 3);
     let line = everlog_replayer::one_line(&error);
-    assert!(line.contains("partition 1: offsets [100, 120) of generation 0"), "{line}");
+    assert!(
+        line.contains("partition 1: offsets [100, 120) of generation 0"),
+        "{line}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -242,9 +302,18 @@ async fn h09_a_recorded_gap_is_passed_or_stops_the_replay() {
     log.delete_records(&tp(T, 0), o(150));
     world.commit_all(&topic(T), 1000).await;
     let replayed = world.replay(request()).await.unwrap();
-    assert_eq!(replayed.offsets(0, 0), (0..100).chain(150..200).collect::<Vec<_>>());
-    assert_eq!(replayed.gaps, ["partition 0 [100, 150) of generation 0 (retention)"]);
-    let stop = ReplayRequest { on_gap: OnGap::Stop, ..request() };
+    assert_eq!(
+        replayed.offsets(0, 0),
+        (0..100).chain(150..200).collect::<Vec<_>>()
+    );
+    assert_eq!(
+        replayed.gaps,
+        ["partition 0 [100, 150) of generation 0 (retention)"]
+    );
+    let stop = ReplayRequest {
+        on_gap: OnGap::Stop,
+        ..request()
+    };
     let mut stream = world.open(stop).await.unwrap();
     let mut before = Replayed::default();
     let error = loop {
@@ -255,7 +324,11 @@ async fn h09_a_recorded_gap_is_passed_or_stops_the_replay() {
         }
     };
     assert_eq!((error.exit_status(), before.count()), (3, 100));
-    assert_eq!(stream.positions()[&p(0)].offset, o(100), "a resumption meets the gap again");
+    assert_eq!(
+        stream.positions()[&p(0)].offset,
+        o(100),
+        "a resumption meets the gap again"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -272,12 +345,19 @@ async fn h45_a_tail_that_falls_behind_retention_goes_back_to_history() {
         log.delete_records(&tp(T, 0), o(200 + 300 * n + 250));
         log.fault(
             &tp(T, 0),
-            everlog_kafka::PartitionFault::OutOfRange { offset: None, detail: "retention".to_owned() },
+            everlog_kafka::PartitionFault::OutOfRange {
+                offset: None,
+                detail: "retention".to_owned(),
+            },
         );
         read_some(&mut stream, &mut replayed, produced.count()).await;
     }
     produced.assert_emitted(&replayed);
-    assert!(replayed.archived > 200, "it was in history again: {}", replayed.archived);
+    assert!(
+        replayed.archived > 200,
+        "it was in history again: {}",
+        replayed.archived
+    );
     stream.close().await;
 }
 
@@ -316,11 +396,23 @@ async fn h12_a_topic_made_anew_is_a_new_generation_never_the_old_ones_continuati
     world.commit_all(&topic(T), 1000).await;
     anew.produce(&log, &topic(T), 1, 20);
     read_some(&mut stream, &mut replayed, 200 + 340).await;
-    assert_eq!(replayed.offsets(0, 0), (0..100).collect::<Vec<_>>(), "the old one, as far as it was tailed");
+    assert_eq!(
+        replayed.offsets(0, 0),
+        (0..100).collect::<Vec<_>>(),
+        "the old one, as far as it was tailed"
+    );
     assert_eq!(replayed.offsets(1, 0), (0..300).collect::<Vec<_>>());
     assert_eq!(replayed.offsets(1, 1), (0..40).collect::<Vec<_>>());
-    let gaps: Vec<String> = stream.gaps_passed().iter().map(ToString::to_string).collect();
-    assert_eq!(gaps.len(), 2, "what the old one still held is unknown: {gaps:?}");
+    let gaps: Vec<String> = stream
+        .gaps_passed()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(
+        gaps.len(),
+        2,
+        "what the old one still held is unknown: {gaps:?}"
+    );
     assert_eq!(stream.positions()[&p(0)].generation.0, 1);
     stream.close().await;
 }
@@ -352,7 +444,10 @@ async fn h10_a_truncated_log_is_an_error() {
     world.commit_all(&topic(T), 1000).await;
     log.truncate(&tp(T, 0), o(60));
     let error = world.replay(until(Until::Never)).await.unwrap_err();
-    assert!(everlog_replayer::one_line(&error).contains("truncated"), "{error:?}");
+    assert!(
+        everlog_replayer::one_line(&error).contains("truncated"),
+        "{error:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -371,12 +466,18 @@ async fn h46_b11_a_replay_resumed_from_any_position_equals_one_that_was_never_st
     produced.assert_emitted(&whole);
     assert!(positions.len() > 30, "{} positions", positions.len());
     for (count, at) in positions {
-        let resumed = ReplayRequest { start: Some(at.clone()), ..request() };
+        let resumed = ReplayRequest {
+            start: Some(at.clone()),
+            ..request()
+        };
         let rest = world.replay(resumed).await.unwrap();
         assert_eq!(rest.count(), produced.count() - count, "from {at:?}");
         for (partition, rows) in &produced.rows {
             let from = at.get(&p(*partition)).map_or(0, |at| at.offset.get());
-            assert_eq!(rest.offsets(0, *partition), (from..rows.len() as i64).collect::<Vec<_>>());
+            assert_eq!(
+                rest.offsets(0, *partition),
+                (from..rows.len() as i64).collect::<Vec<_>>()
+            );
         }
     }
 }
@@ -411,7 +512,10 @@ async fn next_may_be_dropped_at_any_moment() {
 #[tokio::test(start_paused = true)]
 async fn h31_b13_a_snapshot_expired_under_a_reader_without_lease_is_replaced_by_the_newest() {
     let (world, _log, produced) = half_archived(2, 400).await;
-    let request = ReplayRequest { lease: LeaseMode::Off, ..until(Until::Never) };
+    let request = ReplayRequest {
+        lease: LeaseMode::Off,
+        ..until(Until::Never)
+    };
     let mut stream = world.open(request).await.unwrap();
     let mut replayed = Replayed::default();
     read_some(&mut stream, &mut replayed, 1).await;
@@ -433,7 +537,10 @@ async fn an_older_snapshot_is_read_as_it_was() {
             ..until(Until::Snapshot)
         };
         let replayed = world.replay(request).await.unwrap();
-        assert_eq!(replayed.count() as u64, info.ledger.as_ref().unwrap().rows());
+        assert_eq!(
+            replayed.count() as u64,
+            info.ledger.as_ref().unwrap().rows()
+        );
     }
     assert!(older.len() >= 3);
 }
@@ -467,12 +574,18 @@ async fn leases_are_given_back_and_never_held_by_the_tail() {
 #[tokio::test(start_paused = true)]
 async fn a_rate_is_kept() {
     let (world, _log, produced) = half_archived(2, 500).await;
-    let limited = ReplayRequest { rate: std::num::NonZeroU64::new(100), ..request() };
+    let limited = ReplayRequest {
+        rate: std::num::NonZeroU64::new(100),
+        ..request()
+    };
     let began = tokio::time::Instant::now();
     let replayed = world.replay(limited).await.unwrap();
     produced.assert_emitted(&replayed);
     let took = began.elapsed();
-    assert!(took >= Duration::from_secs(19) && took <= Duration::from_secs(22), "{took:?}");
+    assert!(
+        took >= Duration::from_secs(19) && took <= Duration::from_secs(22),
+        "{took:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -492,7 +605,10 @@ async fn an_archive_that_has_nothing_yet_is_tailed_from_the_log_s_start() {
 async fn a_topic_without_archive_is_an_error() {
     let (world, log, _) = World::in_memory();
     log.create_topic(&topic("other"), 1);
-    let error = world.replay(ReplayRequest::new(topic("other"))).await.unwrap_err();
+    let error = world
+        .replay(ReplayRequest::new(topic("other")))
+        .await
+        .unwrap_err();
     assert_eq!(
         error.to_string(),
         "topic other is not archived in namespace lake: check both names, or start the archiver for it"
@@ -509,5 +625,8 @@ async fn progress_tells_tier_share_and_what_is_left() {
     let mut replayed = Replayed::default();
     read_some(&mut stream, &mut replayed, usize::MAX).await;
     let last = stream.progress();
-    assert_eq!((last.events, last.events_left, last.share), (600, Some(0), Some(1.0)));
+    assert_eq!(
+        (last.events, last.events_left, last.share),
+        (600, Some(0), Some(1.0))
+    );
 }

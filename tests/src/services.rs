@@ -107,7 +107,7 @@ impl Kafka {
                 name.rsplit_once('-').is_some_and(|(t, _)| t == topic)
             })
             .filter_map(|e| std::fs::read_dir(e.path()).ok())
-            .flat_map(|files| files.flatten())
+            .flat_map(Iterator::flatten)
             .filter(|f| f.path().extension().is_some_and(|x| x == "log"))
             .map(|f| f.metadata().map_or(0, |m| m.len()))
             .sum()

@@ -83,11 +83,19 @@ async fn h19_every_kind_of_record_survives_bit_for_bit() {
     let everlog = Everlog::local(&Setup::new(&kafka().bootstrap, &[topic]));
     everlog.archive();
     let log = broker.dump(topic);
-    assert_same(&log, &everlog.replay(topic, &["--until", "snapshot"]), "replay from the archive");
+    assert_same(
+        &log,
+        &everlog.replay(topic, &["--until", "snapshot"]),
+        "replay from the archive",
+    );
     assert_same(&log, &everlog.replay(topic, &[]), "replay to now");
     for engine in ["pyiceberg", "duckdb"] {
         let reading = engines::read(&everlog, engine, "fidelity_kinds", None);
-        assert_eq!((reading.rows, reading.sha256), engines::digest(&log), "{engine}");
+        assert_eq!(
+            (reading.rows, reading.sha256),
+            engines::digest(&log),
+            "{engine}"
+        );
     }
 }
 

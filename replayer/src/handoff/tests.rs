@@ -42,7 +42,9 @@ fn ledger(generations: &[(u128, &[(i32, i64, i64)])]) -> Ledger {
                 .map(|(p, first, next)| (partition(*p), entry(*first, *next)))
                 .collect(),
         };
-        ledger.generations.insert(Generation(u32::try_from(i).unwrap()), era);
+        ledger
+            .generations
+            .insert(Generation(u32::try_from(i).unwrap()), era);
     }
     ledger
 }
@@ -90,9 +92,10 @@ fn ask(ledger: &Ledger, fresh: bool, at: &[(i32, u32, i64)], live: &LiveFacts) -
 
 fn starts(decision: &Decision) -> Vec<(i32, i64)> {
     match decision {
-        Decision::Tail { starts, .. } => {
-            starts.iter().map(|(p, s)| (p.get(), s.offset.get())).collect()
-        }
+        Decision::Tail { starts, .. } => starts
+            .iter()
+            .map(|(p, s)| (p.get(), s.offset.get()))
+            .collect(),
         other => panic!("{other:?}"),
     }
 }
@@ -101,14 +104,20 @@ fn starts(decision: &Decision) -> Vec<(i32, i64)> {
 fn h41_the_tail_begins_at_exactly_the_cut() {
     let ledger = ledger(&[(1, &[(0, 0, 10), (1, 0, 7)])]);
     let live = facts(1, &[(0, 5, 20), (1, 7, 7)]);
-    assert_eq!(starts(&ask(&ledger, false, &[(0, 0, 10), (1, 0, 7)], &live)), [(0, 10), (1, 7)]);
+    assert_eq!(
+        starts(&ask(&ledger, false, &[(0, 0, 10), (1, 0, 7)], &live)),
+        [(0, 10), (1, 7)]
+    );
 }
 
 #[test]
 fn h02_retention_past_the_cut_asks_for_a_newer_snapshot() {
     let ledger = ledger(&[(1, &[(0, 0, 10)])]);
     let live = facts(1, &[(0, 11, 20)]);
-    assert_eq!(ask(&ledger, false, &[(0, 0, 10)], &live), Decision::NewerSnapshot);
+    assert_eq!(
+        ask(&ledger, false, &[(0, 0, 10)], &live),
+        Decision::NewerSnapshot
+    );
 }
 
 #[test]
@@ -129,15 +138,24 @@ fn h42_a_hole_between_a_stalled_archiver_and_the_log_is_an_error_that_names_it()
 fn h45_a_tail_ahead_of_the_archive_goes_on_from_its_own_position() {
     let ledger = ledger(&[(1, &[(0, 0, 10), (1, 0, 10)])]);
     let live = facts(1, &[(0, 5, 50), (1, 5, 50)]);
-    assert_eq!(starts(&ask(&ledger, false, &[(0, 0, 30), (1, 0, 10)], &live)), [(0, 30), (1, 10)]);
+    assert_eq!(
+        starts(&ask(&ledger, false, &[(0, 0, 30), (1, 0, 10)], &live)),
+        [(0, 30), (1, 10)]
+    );
 }
 
 #[test]
 fn h12_a_topic_made_anew_is_never_tailed_as_the_old_one() {
     let old = ledger(&[(1, &[(0, 0, 10)])]);
     let live = facts(2, &[(0, 0, 50)]);
-    assert_eq!(ask(&old, false, &[(0, 0, 10)], &live), Decision::NewerSnapshot);
-    assert!(matches!(ask(&old, true, &[(0, 0, 10)], &live), Decision::Stuck(SeamError::Recreated { .. })));
+    assert_eq!(
+        ask(&old, false, &[(0, 0, 10)], &live),
+        Decision::NewerSnapshot
+    );
+    assert!(matches!(
+        ask(&old, true, &[(0, 0, 10)], &live),
+        Decision::Stuck(SeamError::Recreated { .. })
+    ));
     let new = ledger(&[(1, &[(0, 0, 10)]), (2, &[(0, 0, 5)])]);
     assert_eq!(starts(&ask(&new, false, &[(0, 1, 5)], &live)), [(0, 5)]);
 }
@@ -147,42 +165,66 @@ fn h13_another_cluster_is_refused() {
     let ledger = ledger(&[(1, &[(0, 0, 10)])]);
     let mut live = facts(1, &[(0, 0, 50)]);
     live.identity.cluster_id = Some("other".to_owned());
-    assert!(matches!(ask(&ledger, true, &[(0, 0, 10)], &live), Decision::Stuck(SeamError::OtherCluster { .. })));
+    assert!(matches!(
+        ask(&ledger, true, &[(0, 0, 10)], &live),
+        Decision::Stuck(SeamError::OtherCluster { .. })
+    ));
 }
 
 #[test]
 fn h10_a_truncated_log_is_an_error() {
     let ledger = ledger(&[(1, &[(0, 0, 10)])]);
     let live = facts(1, &[(0, 0, 8)]);
-    assert!(matches!(ask(&ledger, true, &[(0, 0, 10)], &live), Decision::Stuck(SeamError::Truncated { .. })));
+    assert!(matches!(
+        ask(&ledger, true, &[(0, 0, 10)], &live),
+        Decision::Stuck(SeamError::Truncated { .. })
+    ));
     let mut grown = facts(1, &[(0, 0, 30)]);
     grown.epoch_ends.insert(partition(0), offset(9));
-    assert!(matches!(ask(&ledger, true, &[(0, 0, 10)], &grown), Decision::Stuck(SeamError::Truncated { .. })));
+    assert!(matches!(
+        ask(&ledger, true, &[(0, 0, 10)], &grown),
+        Decision::Stuck(SeamError::Truncated { .. })
+    ));
 }
 
 #[test]
 fn a_position_asked_for_beyond_the_end_is_waited_for() {
     let ledger = ledger(&[(1, &[(0, 0, 10)])]);
     let live = facts(1, &[(0, 0, 12)]);
-    assert_eq!(starts(&ask(&ledger, false, &[(0, 0, 100)], &live)), [(0, 12)]);
+    assert_eq!(
+        starts(&ask(&ledger, false, &[(0, 0, 100)], &live)),
+        [(0, 12)]
+    );
 }
 
 #[test]
 fn h14_a_new_partition_is_read_from_its_first_offset() {
     let ledger = ledger(&[(1, &[(0, 0, 10)])]);
     let live = facts(1, &[(0, 5, 20), (1, 0, 9)]);
-    assert_eq!(starts(&ask(&ledger, false, &[(0, 0, 10)], &live)), [(0, 10), (1, 0)]);
+    assert_eq!(
+        starts(&ask(&ledger, false, &[(0, 0, 10)], &live)),
+        [(0, 10), (1, 0)]
+    );
     // Its start is gone already: only a ledger read later tells whether it was archived.
     let late = facts(1, &[(0, 5, 20), (1, 3, 9)]);
-    assert_eq!(ask(&ledger, false, &[(0, 0, 10)], &late), Decision::NewerSnapshot);
-    assert_eq!(starts(&ask(&ledger, true, &[(0, 0, 10)], &late)), [(0, 10), (1, 3)]);
+    assert_eq!(
+        ask(&ledger, false, &[(0, 0, 10)], &late),
+        Decision::NewerSnapshot
+    );
+    assert_eq!(
+        starts(&ask(&ledger, true, &[(0, 0, 10)], &late)),
+        [(0, 10), (1, 3)]
+    );
 }
 
 #[test]
 fn a_partition_that_left_the_live_topic_is_an_error() {
     let ledger = ledger(&[(1, &[(0, 0, 10), (1, 0, 10)])]);
     let live = facts(1, &[(0, 0, 20)]);
-    assert!(matches!(ask(&ledger, true, &[(0, 0, 10), (1, 0, 10)], &live), Decision::Stuck(SeamError::PartitionGone { .. })));
+    assert!(matches!(
+        ask(&ledger, true, &[(0, 0, 10), (1, 0, 10)], &live),
+        Decision::Stuck(SeamError::PartitionGone { .. })
+    ));
 }
 
 // The model.
@@ -233,7 +275,10 @@ struct Model {
 impl Model {
     fn new(partitions: usize) -> Self {
         Self {
-            eras: vec![Incarnation { id: 1, logs: vec![(0, 0); partitions] }],
+            eras: vec![Incarnation {
+                id: 1,
+                logs: vec![(0, 0); partitions],
+            }],
             archive: Ledger::default(),
             archived_eras: Vec::new(),
             pinned: Ledger::default(),
@@ -265,7 +310,10 @@ impl Model {
             Act::Recreate => {
                 let id = self.live().id + 1;
                 let partitions = self.live().logs.len();
-                self.eras.push(Incarnation { id, logs: vec![(0, 0); partitions] });
+                self.eras.push(Incarnation {
+                    id,
+                    logs: vec![(0, 0); partitions],
+                });
             }
             Act::Archive(share) => self.archive(share),
             Act::Replay => self.replay(),
@@ -290,7 +338,10 @@ impl Model {
             }
             let generation = Generation(u32::try_from(self.archived_eras.len()).unwrap());
             self.archived_eras.push(live.id);
-            let era = GenerationLedger { identity: identity(live.id), partitions: BTreeMap::new() };
+            let era = GenerationLedger {
+                identity: identity(live.id),
+                partitions: BTreeMap::new(),
+            };
             self.archive.generations.insert(generation, era);
         }
         let (generation, _) = self.archive.newest().unwrap();
@@ -298,7 +349,10 @@ impl Model {
         let era = self.archive.generations.get_mut(&generation).unwrap();
         for (p, (start, end)) in live.logs.iter().enumerate() {
             let p = partition(i32::try_from(p).unwrap());
-            let e = era.partitions.entry(p).or_insert_with(|| entry(*start, *start));
+            let e = era
+                .partitions
+                .entry(p)
+                .or_insert_with(|| entry(*start, *start));
             if e.next.get() < *start {
                 gaps.push(gap(generation, p, e.next, Some(offset(*start))));
                 e.next = offset(*start);
@@ -370,12 +424,18 @@ impl Model {
             let id = self.archived_eras[phase.generation.0 as usize];
             for (p, lane) in phase.lanes {
                 let inside = |o: i64| {
-                    lane.gaps.iter().any(|g| g.start.get() <= o && g.end.is_some_and(|e| o < e.get()))
+                    lane.gaps
+                        .iter()
+                        .any(|g| g.start.get() <= o && g.end.is_some_and(|e| o < e.get()))
                 };
                 let offsets = lane.window.from.get()..lane.window.until.get();
-                self.emitted.extend(offsets.filter(|o| !inside(*o)).map(|o| (id, p.get(), o)));
+                self.emitted
+                    .extend(offsets.filter(|o| !inside(*o)).map(|o| (id, p.get(), o)));
                 self.passed.extend(lane.gaps);
-                let position = Position { generation: phase.generation, offset: lane.window.until };
+                let position = Position {
+                    generation: phase.generation,
+                    offset: lane.window.until,
+                };
                 let at = self.at.entry(p).or_insert(position);
                 *at = position.max(*at);
             }
@@ -388,8 +448,12 @@ impl Model {
         let live = self.live().clone();
         for (p, start) in starts {
             let (log_start, end) = live.logs[p.get() as usize];
-            assert!(start.offset.get() >= log_start, "T1: tailed from below the log's start");
-            self.emitted.extend((start.offset.get()..end).map(|o| (live.id, p.get(), o)));
+            assert!(
+                start.offset.get() >= log_start,
+                "T1: tailed from below the log's start"
+            );
+            self.emitted
+                .extend((start.offset.get()..end).map(|o| (live.id, p.get(), o)));
             let offset = offset(end.max(start.offset.get()));
             self.at.insert(*p, Position { generation, offset });
         }
@@ -397,8 +461,19 @@ impl Model {
 }
 
 fn gap(generation: Generation, partition: Partition, start: Offset, end: Option<Offset>) -> Gap {
-    let reason = if end.is_some() { GapReason::Retention } else { GapReason::Recreated };
-    Gap { generation, partition, start, end, reason, at: Millis(0) }
+    let reason = if end.is_some() {
+        GapReason::Retention
+    } else {
+        GapReason::Recreated
+    };
+    Gap {
+        generation,
+        partition,
+        start,
+        end,
+        reason,
+        at: Millis(0),
+    }
 }
 
 fn acts() -> impl Strategy<Value = Vec<Act>> {

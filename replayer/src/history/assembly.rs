@@ -197,7 +197,8 @@ impl Assembly {
 
     /// What to read now. To be asked after [`Assembly::next`] said [`Ready::Waiting`], or at any time to read ahead.
     pub fn work(&mut self) -> Option<Work> {
-        let held = self.merger.held_bytes() + self.timeline.as_ref().map_or(0, Timeline::held_bytes);
+        let held =
+            self.merger.held_bytes() + self.timeline.as_ref().map_or(0, Timeline::held_bytes);
         let short = held > self.limits.hold_bytes / 4 * 3;
         let weight: usize = self.decoding.values().map(|u| u.origin.bytes).sum();
         let full = self.decoding.len() >= self.limits.units || weight >= self.limits.decode_bytes;

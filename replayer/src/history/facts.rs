@@ -108,7 +108,6 @@ fn of_ranges(ranges: &[FileRange], generation: Generation, bounds: Option<&FileB
     )
 }
 
-
 fn hint(bounds: Option<&FileBounds>, sequence: i64, extent: &Extent) -> Hint {
     Hint {
         archived_at: bounds

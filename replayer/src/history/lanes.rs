@@ -163,7 +163,12 @@ impl Selection<'_> {
         }
     }
 
-    fn lane(&self, generation: Generation, partition: Partition, entry: &Entry) -> Option<LaneSpec> {
+    fn lane(
+        &self,
+        generation: Generation,
+        partition: Partition,
+        entry: &Entry,
+    ) -> Option<LaneSpec> {
         let start = self.start(partition);
         if start.generation > generation {
             return None;
@@ -251,7 +256,9 @@ mod tests {
                 };
                 era.partitions.insert(partition(*p), entry);
             }
-            ledger.generations.insert(Generation(u32::try_from(g).unwrap()), era);
+            ledger
+                .generations
+                .insert(Generation(u32::try_from(g).unwrap()), era);
         }
         ledger
     }
@@ -295,17 +302,33 @@ mod tests {
         let (none, stops) = (Positions::new(), Stops::default());
         let all = selection(&ledger, &none, From::Beginning, &stops);
         assert_eq!(windows(&all), [(0, 0, 5, 10), (0, 1, 0, 3), (1, 0, 0, 4)]);
-        assert_eq!(all.starts(), [(partition(0), at(0, 5)), (partition(1), at(0, 0))].into());
-        assert!(all.phases().iter().all(|p| p.lanes.values().all(|l| l.rows_due.is_some())));
+        assert_eq!(
+            all.starts(),
+            [(partition(0), at(0, 5)), (partition(1), at(0, 0))].into()
+        );
+        assert!(
+            all.phases()
+                .iter()
+                .all(|p| p.lanes.values().all(|l| l.rows_due.is_some()))
+        );
     }
 
     #[test]
     fn an_offset_without_generation_is_one_of_the_newest() {
         let ledger = ledger(&[&[(0, 0, 10)], &[(0, 0, 4), (1, 0, 9)]]);
         let (none, stops) = (Positions::new(), Stops::default());
-        assert_eq!(windows(&selection(&ledger, &none, NEWEST(2), &stops)), [(1, 0, 2, 4), (1, 1, 2, 9)]);
-        let older = From::Offset { generation: Some(Generation(0)), offset: offset(7) };
-        assert_eq!(windows(&selection(&ledger, &none, older, &stops)), [(0, 0, 7, 10), (1, 0, 0, 4), (1, 1, 0, 9)]);
+        assert_eq!(
+            windows(&selection(&ledger, &none, NEWEST(2), &stops)),
+            [(1, 0, 2, 4), (1, 1, 2, 9)]
+        );
+        let older = From::Offset {
+            generation: Some(Generation(0)),
+            offset: offset(7),
+        };
+        assert_eq!(
+            windows(&selection(&ledger, &none, older, &stops)),
+            [(0, 0, 7, 10), (1, 0, 0, 4), (1, 1, 0, 9)]
+        );
     }
 
     #[test]
@@ -314,7 +337,10 @@ mod tests {
         let (none, stops) = (Positions::new(), Stops::default());
         let asked = selection(&ledger, &none, NEWEST(2), &stops);
         let lane = &asked.phases()[0].lanes[&partition(0)];
-        assert_eq!((lane.gaps[0].start, lane.gaps[0].end), (offset(2), Some(offset(5))));
+        assert_eq!(
+            (lane.gaps[0].start, lane.gaps[0].end),
+            (offset(2), Some(offset(5)))
+        );
         assert_eq!(asked.starts()[&partition(0)], at(0, 2));
     }
 
@@ -360,12 +386,22 @@ mod tests {
             let selection = selection(&ledger, positions, From::Beginning, &stops);
             let phases = selection.phases();
             let lanes = phases.iter().flat_map(|p| p.lanes.values());
-            lanes.flat_map(|l| l.gaps.iter().map(|g| g.start.get())).collect()
+            lanes
+                .flat_map(|l| l.gaps.iter().map(|g| g.start.get()))
+                .collect()
         };
         assert_eq!(gaps(&none), [4, 20]);
-        assert_eq!(gaps(&[(partition(0), at(0, 6))].into()), [4, 20], "in the middle of it");
+        assert_eq!(
+            gaps(&[(partition(0), at(0, 6))].into()),
+            [4, 20],
+            "in the middle of it"
+        );
         assert_eq!(gaps(&[(partition(0), at(0, 8))].into()), [20]);
-        assert_eq!(gaps(&[(partition(0), at(0, 30))].into()), [20], "the tail was ahead of the archive");
+        assert_eq!(
+            gaps(&[(partition(0), at(0, 30))].into()),
+            [20],
+            "the tail was ahead of the archive"
+        );
         assert_eq!(gaps(&[(partition(0), at(1, 0))].into()), Vec::<i64>::new());
     }
 }

@@ -613,11 +613,16 @@ fn copy_rows(columns: &EventColumns, rows: usize) -> Result<EventColumns, ArrowE
 pub fn first_at_or_after(columns: &EventColumns, at: i64) -> Option<usize> {
     let stamps = columns.timestamps.values().iter();
     let kinds = columns.timestamp_types.values().iter();
-    stamps.zip(kinds).position(|(ts, kind)| *ts >= at && *kind >= 0)
+    stamps
+        .zip(kinds)
+        .position(|(ts, kind)| *ts >= at && *kind >= 0)
 }
 
 /// All rows of `parts`, each sorted, by offset.
-fn merge(partition: Partition, parts: &[(EventColumns, Origin)]) -> Result<EventColumns, MergeError> {
+fn merge(
+    partition: Partition,
+    parts: &[(EventColumns, Origin)],
+) -> Result<EventColumns, MergeError> {
     let ordered = parts
         .windows(2)
         .all(|w| w[0].0.last_offset() < w[1].0.first_offset());
@@ -641,9 +646,16 @@ fn merge(partition: Partition, parts: &[(EventColumns, Origin)]) -> Result<Event
     let mut previous: Option<(i64, usize)> = None;
     while let Some(Reverse((offset, part, row))) = heads.pop() {
         if let Some((_, other)) = previous.filter(|(o, _)| *o == offset) {
-            let last = columns[part].last_offset().min(columns[other].last_offset());
+            let last = columns[part]
+                .last_offset()
+                .min(columns[other].last_offset());
             let first = Offset::new(offset).unwrap_or_default();
-            return Err(duplicate(partition, first, last, (parts[other].1.file, parts[part].1.file)));
+            return Err(duplicate(
+                partition,
+                first,
+                last,
+                (parts[other].1.file, parts[part].1.file),
+            ));
         }
         previous = Some((offset, part));
         indices.push(starts[part] + u32::try_from(row).unwrap_or(u32::MAX));
@@ -714,4 +726,3 @@ pub fn sorted_runs(
     }
     Ok(sorted)
 }
-

@@ -266,7 +266,12 @@ impl Planner {
             if self.drop_if_unwanted(id) {
                 continue;
             }
-            let first_file = self.files.first().into_iter().chain(self.opening.first()).min();
+            let first_file = self
+                .files
+                .first()
+                .into_iter()
+                .chain(self.opening.first())
+                .min();
             if first_file.is_some_and(|file| *file < (turn, id)) {
                 return None;
             }
@@ -357,7 +362,9 @@ impl Planner {
     }
 
     fn lane(&self, partition: Partition) -> Option<usize> {
-        self.lanes.binary_search_by_key(&partition, |(p, _)| *p).ok()
+        self.lanes
+            .binary_search_by_key(&partition, |(p, _)| *p)
+            .ok()
     }
 
     fn lanes_between(&self, low: Partition, high: Partition) -> Range<usize> {
@@ -612,17 +619,34 @@ mod tests {
         let files = [
             file(0, bounds((0, 1), (0, 9))),
             file(1, bounds((0, 0), (10, 19))),
-            file(2, Extent::Ranges(vec![(partition(1), OffsetRange::new(offset(12), offset(15)).unwrap())])),
+            file(
+                2,
+                Extent::Ranges(vec![(
+                    partition(1),
+                    OffsetRange::new(offset(12), offset(15)).unwrap(),
+                )]),
+            ),
         ];
         let mut planner = Planner::new(&all(3, 100), files);
         assert_eq!(planner.barrier(partition(0)), Some(offset(0)));
-        assert_eq!(planner.barrier(partition(2)), None, "no file may hold partition 2");
+        assert_eq!(
+            planner.barrier(partition(2)),
+            None,
+            "no file may hold partition 2"
+        );
         let (node, number) = planner.take_file().unwrap();
         assert_eq!(number, 0);
         assert_eq!(planner.take_unit(), None, "nothing is opened yet");
-        assert_eq!(planner.opened(node, vec![group(0, bounds((0, 1), (0, 9)))]), 1);
+        assert_eq!(
+            planner.opened(node, vec![group(0, bounds((0, 1), (0, 9)))]),
+            1
+        );
         let unit = planner.take_unit().unwrap();
-        assert_eq!(planner.barrier(partition(1)), Some(offset(0)), "taken is not handed over");
+        assert_eq!(
+            planner.barrier(partition(1)),
+            Some(offset(0)),
+            "taken is not handed over"
+        );
         planner.decoded(unit.node);
         assert_eq!(planner.barrier(partition(0)), Some(offset(10)));
         assert_eq!(planner.barrier(partition(1)), Some(offset(12)));
@@ -631,7 +655,13 @@ mod tests {
     #[test]
     fn files_without_wanted_offsets_are_never_opened() {
         let mut wanted = all(2, 100);
-        wanted.insert(partition(1), Window { from: offset(50), until: offset(60) });
+        wanted.insert(
+            partition(1),
+            Window {
+                from: offset(50),
+                until: offset(60),
+            },
+        );
         let files = [
             file(0, bounds((1, 1), (0, 49))),
             file(1, bounds((1, 1), (60, 70))),
@@ -646,13 +676,18 @@ mod tests {
 
     #[test]
     fn a_row_group_waits_for_files_that_come_before_it_unless_it_is_needed() {
-        let files = [file(0, bounds((0, 0), (0, 9))), file(1, bounds((1, 1), (0, 9)))];
+        let files = [
+            file(0, bounds((0, 0), (0, 9))),
+            file(1, bounds((1, 1), (0, 9))),
+        ];
         let mut planner = Planner::new(&all(2, 100), files);
         let (first, _) = planner.take_file().unwrap();
         let (second, _) = planner.take_file().unwrap();
         planner.opened(second, vec![group(0, bounds((1, 1), (0, 9)))]);
         assert_eq!(planner.take_unit(), None);
-        assert!(matches!(planner.take_for(partition(1)), Some(Needed::Unit(u)) if u.origin.file == 1));
+        assert!(
+            matches!(planner.take_for(partition(1)), Some(Needed::Unit(u)) if u.origin.file == 1)
+        );
         assert_eq!(planner.take_for(partition(0)), None, "it is being opened");
         planner.opened(first, vec![]);
         assert!(planner.take_unit().is_none() && planner.barrier(partition(0)).is_none());
@@ -660,7 +695,10 @@ mod tests {
 
     #[test]
     fn rows_given_up_block_again_and_come_last_by_hint() {
-        let mut planner = Planner::new(&all(1, 100), [file(0, Extent::Unknown), file(1, bounds((0, 0), (50, 60)))]);
+        let mut planner = Planner::new(
+            &all(1, 100),
+            [file(0, Extent::Unknown), file(1, bounds((0, 0), (50, 60)))],
+        );
         let (node, _) = planner.take_file().unwrap();
         planner.opened(node, vec![group(0, Extent::Unknown)]);
         let unit = planner.take_unit().unwrap();
@@ -678,7 +716,13 @@ mod tests {
 
     #[test]
     fn a_partition_that_ended_early_takes_no_more_files() {
-        let mut planner = Planner::new(&all(1, 100), [file(0, bounds((0, 0), (0, 9))), file(1, bounds((0, 0), (10, 19)))]);
+        let mut planner = Planner::new(
+            &all(1, 100),
+            [
+                file(0, bounds((0, 0), (0, 9))),
+                file(1, bounds((0, 0), (10, 19))),
+            ],
+        );
         planner.end_at(partition(0), offset(5));
         assert_eq!(planner.take_file().map(|f| f.1), Some(0));
         assert_eq!(planner.take_file(), None);

@@ -35,7 +35,11 @@ pub(super) enum Reply {
 #[derive(Debug)]
 enum Done {
     Opened(NodeId, usize, Result<FileFooter, ScanError>),
-    Decoded(NodeId, usize, Result<Vec<(Partition, EventColumns)>, DecodeError>),
+    Decoded(
+        NodeId,
+        usize,
+        Result<Vec<(Partition, EventColumns)>, DecodeError>,
+    ),
 }
 
 #[derive(Debug)]

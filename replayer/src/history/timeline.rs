@@ -102,7 +102,11 @@ fn stamp(rows: &Rows, row: usize) -> i64 {
 }
 
 fn head(rows: &Rows) -> HeadKey {
-    (stamp(rows, 0), rows.partition, rows.columns.offsets.value(0))
+    (
+        stamp(rows, 0),
+        rows.partition,
+        rows.columns.offsets.value(0),
+    )
 }
 
 /// How many of the chunk's rows come before `limit`; at least one, since its head was the least.

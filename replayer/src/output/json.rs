@@ -88,7 +88,8 @@ impl JsonLines {
         // A topic's name needs no escapes by Kafka's rule.
         self.start.clear();
         self.start.extend_from_slice(b"{\"topic\":\"");
-        self.start.extend_from_slice(batch.topic.as_str().as_bytes());
+        self.start
+            .extend_from_slice(batch.topic.as_str().as_bytes());
         self.start.extend_from_slice(b"\",\"partition\":");
         put_number(batch.partition.get(), &mut self.start);
         self.start.extend_from_slice(b",\"offset\":");
@@ -105,8 +106,14 @@ impl JsonLines {
         out.extend_from_slice(&self.start);
         put_number(event.offset.get(), out);
         let (kind, ts) = match event.timestamp_type {
-            TimestampType::Create => (b",\"tstype\":\"create\",\"ts\":".as_slice(), event.timestamp_ms),
-            TimestampType::LogAppend => (b",\"tstype\":\"logappend\",\"ts\":".as_slice(), event.timestamp_ms),
+            TimestampType::Create => (
+                b",\"tstype\":\"create\",\"ts\":".as_slice(),
+                event.timestamp_ms,
+            ),
+            TimestampType::LogAppend => (
+                b",\"tstype\":\"logappend\",\"ts\":".as_slice(),
+                event.timestamp_ms,
+            ),
             TimestampType::None => (b",\"tstype\":\"none\",\"ts\":".as_slice(), -1),
         };
         out.extend_from_slice(kind);
@@ -225,9 +232,17 @@ mod tests {
 
     use super::*;
 
-    type Parts<'a> = (Option<&'a [u8]>, Option<&'a [u8]>, Vec<(&'a [u8], Option<&'a [u8]>)>);
+    type Parts<'a> = (
+        Option<&'a [u8]>,
+        Option<&'a [u8]>,
+        Vec<(&'a [u8], Option<&'a [u8]>)>,
+    );
 
-    fn batch((key, value, headers): &Parts<'_>, ts: (i64, TimestampType), source: Source) -> EventBatch {
+    fn batch(
+        (key, value, headers): &Parts<'_>,
+        ts: (i64, TimestampType),
+        source: Source,
+    ) -> EventBatch {
         let mut b = EventColumnsBuilder::new();
         let offset = Offset::new(5_000_000_000).unwrap();
         b.push(offset, ts, *key, *value, headers.iter().copied(), None);
@@ -242,7 +257,11 @@ mod tests {
     }
 
     fn line(parts: &Parts<'_>, encoding: Encoding) -> Result<String, OutputError> {
-        let batch = batch(parts, (1_700_000_000_123, TimestampType::Create), Source::Archive);
+        let batch = batch(
+            parts,
+            (1_700_000_000_123, TimestampType::Create),
+            Source::Archive,
+        );
         let mut out = Vec::new();
         JsonLines::new(encoding).append(&batch, (0, 1), &mut out)?;
         Ok(String::from_utf8(out).unwrap())
@@ -250,7 +269,11 @@ mod tests {
 
     #[test]
     fn a_line_is_kcats_with_generation_and_source() {
-        let parts: Parts<'_> = (Some(b"k"), Some(b"v"), vec![(b"h", Some(b"1")), (b"h", None)]);
+        let parts: Parts<'_> = (
+            Some(b"k"),
+            Some(b"v"),
+            vec![(b"h", Some(b"1")), (b"h", None)],
+        );
         assert_eq!(
             line(&parts, Encoding::Text).unwrap(),
             concat!(
@@ -263,11 +286,19 @@ mod tests {
 
     #[test]
     fn h19_null_and_empty_stay_apart() {
-        let value = |parts: &Parts<'_>| -> Value { serde_json::from_str(&line(parts, Encoding::Text).unwrap()).unwrap() };
+        let value = |parts: &Parts<'_>| -> Value {
+            serde_json::from_str(&line(parts, Encoding::Text).unwrap()).unwrap()
+        };
         let null = value(&(None, None, vec![]));
-        assert_eq!((&null["key"], &null["payload"], &null["headers"]), (&Value::Null, &Value::Null, &json!([])));
+        assert_eq!(
+            (&null["key"], &null["payload"], &null["headers"]),
+            (&Value::Null, &Value::Null, &json!([]))
+        );
         let empty = value(&(Some(b""), Some(b""), vec![(b"", Some(b""))]));
-        assert_eq!((&empty["key"], &empty["payload"], &empty["headers"]), (&json!(""), &json!(""), &json!(["", ""])));
+        assert_eq!(
+            (&empty["key"], &empty["payload"], &empty["headers"]),
+            (&json!(""), &json!(""), &json!(["", ""]))
+        );
     }
 
     #[test]
@@ -279,9 +310,14 @@ mod tests {
         ] {
             let batch = batch(&(None, None, vec![]), (-5, kind), Source::Live);
             let mut out = Vec::new();
-            JsonLines::new(Encoding::Text).append(&batch, (0, 1), &mut out).unwrap();
+            JsonLines::new(Encoding::Text)
+                .append(&batch, (0, 1), &mut out)
+                .unwrap();
             let value: Value = serde_json::from_slice(&out).unwrap();
-            assert_eq!((&value["tstype"], &value["ts"], &value["source"]), (&json!(name), &json!(ts), &json!("live")));
+            assert_eq!(
+                (&value["tstype"], &value["ts"], &value["source"]),
+                (&json!(name), &json!(ts), &json!("live"))
+            );
         }
     }
 
@@ -295,8 +331,15 @@ mod tests {
         assert!(line(&(Some(b"\xc3"), None, vec![]), Encoding::Text).is_err());
         assert!(line(&(None, None, vec![(b"\xff", None)]), Encoding::Text).is_err());
         let odd_key = line(&(None, None, vec![(b"\xff", None)]), Encoding::Base64).unwrap();
-        assert!(odd_key.contains(r#""headers":[{"base64":"/w=="},null]"#), "{odd_key}");
-        assert!(line(&(Some(b"\xff"), None, vec![]), Encoding::Base64).unwrap().contains(r#""key":"/w==""#));
+        assert!(
+            odd_key.contains(r#""headers":[{"base64":"/w=="},null]"#),
+            "{odd_key}"
+        );
+        assert!(
+            line(&(Some(b"\xff"), None, vec![]), Encoding::Base64)
+                .unwrap()
+                .contains(r#""key":"/w==""#)
+        );
     }
 
     proptest! {

@@ -18,7 +18,11 @@ const ROWS_PER_WRITE: usize = 4096;
 #[derive(Debug)]
 enum Sink {
     Stdout(std::io::Stdout),
-    File { file: File, path: PathBuf, length: u64 },
+    File {
+        file: File,
+        path: PathBuf,
+        length: u64,
+    },
 }
 
 #[derive(Debug)]
@@ -147,7 +151,9 @@ impl Sink {
 
 fn open_file(path: PathBuf, saved: Option<u64>, resumable: bool) -> Result<Sink, OutputError> {
     let mut options = File::options();
-    options.write(true).create(saved.is_none_or(|length| length == 0));
+    options
+        .write(true)
+        .create(saved.is_none_or(|length| length == 0));
     let mut file = options
         .open(&path)
         .map_err(|e| file_error(&path, "open", e))?;

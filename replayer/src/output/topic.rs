@@ -182,7 +182,10 @@ fn run_name(run_id: Uuid) -> String {
 }
 
 impl Inner {
-    fn open(topic: &TopicName, open: &OpenOutput) -> Result<(Self, Option<Positions>), OutputError> {
+    fn open(
+        topic: &TopicName,
+        open: &OpenOutput,
+    ) -> Result<(Self, Option<Positions>), OutputError> {
         let topic = topic.as_str();
         let name = run_name(open.run_id);
         let mut config = client_config(&open.kafka);
@@ -318,8 +321,8 @@ impl Inner {
         if !event.headers.is_empty() {
             let mut headers = OwnedHeaders::new_with_capacity(event.headers.len());
             for (key, value) in &event.headers {
-                let key = std::str::from_utf8(key)
-                    .map_err(|_| refused("a header's key is not UTF-8"))?;
+                let key =
+                    std::str::from_utf8(key).map_err(|_| refused("a header's key is not UTF-8"))?;
                 headers = headers.insert(Header { key, value: *value });
             }
             record = record.headers(headers);
@@ -404,10 +407,7 @@ fn went_on(
     }
 }
 
-fn partitions_of(
-    producer: &BaseProducer<Deliveries>,
-    topic: &str,
-) -> Result<i32, OutputError> {
+fn partitions_of(producer: &BaseProducer<Deliveries>, topic: &str) -> Result<i32, OutputError> {
     let metadata = producer
         .client()
         .fetch_metadata(Some(topic), REQUEST_TIMEOUT)
@@ -415,7 +415,10 @@ fn partitions_of(
     let found = metadata.topics().iter().find(|t| t.name() == topic);
     let count = found.map_or(0, |t| t.partitions().len());
     if count == 0 {
-        return Err(target_error(topic, "it does not exist: create it".to_owned()));
+        return Err(target_error(
+            topic,
+            "it does not exist: create it".to_owned(),
+        ));
     }
     Ok(i32::try_from(count).unwrap_or(i32::MAX))
 }

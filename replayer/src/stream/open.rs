@@ -25,14 +25,13 @@ use crate::request::{From, Order, ReplayRequest, Until};
 impl EventStream {
     /// Opens a replay: pins the snapshot, notes where the live log ends now, and plans. Nothing is emitted before the
     /// ledger's cross-checks have passed.
-    pub async fn open(
-        request: ReplayRequest,
-        components: Components,
-    ) -> Result<Self, ReplayError> {
+    pub async fn open(request: ReplayRequest, components: Components) -> Result<Self, ReplayError> {
         request.validate()?;
         let archive = open_archive(&request, &components).await?;
         let pinned = pin(&archive, &request).await?;
-        let ledger = pinned.as_ref().map_or_else(Ledger::default, |p| p.ledger.clone());
+        let ledger = pinned
+            .as_ref()
+            .map_or_else(Ledger::default, |p| p.ledger.clone());
         let cluster = match &components.log {
             _ if !request.is_live() => None,
             Some(log) => Some(Cluster {
@@ -93,7 +92,10 @@ impl EventStream {
                 stops: &everything,
                 passed: &[],
             };
-            let unresolved = selection.starts().into_keys().filter(|p| !starts.contains_key(p));
+            let unresolved = selection
+                .starts()
+                .into_keys()
+                .filter(|p| !starts.contains_key(p));
             seeking = unresolved.collect();
             let only = Selection {
                 wanted: Some(&seeking),
@@ -273,7 +275,10 @@ fn stops(request: &ReplayRequest, ledger: &Ledger, facts: Option<&LiveFacts>) ->
         None => match request.until {
             Until::Offset(until) => {
                 let partitions = ledger.newest().map(|(_, era)| era.partitions.keys());
-                let wanted = partitions.into_iter().flatten().filter(|p| request.wants(**p));
+                let wanted = partitions
+                    .into_iter()
+                    .flatten()
+                    .filter(|p| request.wants(**p));
                 Some((newest, wanted.map(|p| (*p, until)).collect()))
             }
             _ => None,

@@ -252,7 +252,10 @@ impl SwitchInput {
             return Ok(None);
         }
         let files = pinned.files().await?;
-        Ok(Some(History::new(reading(&self.context, pinned, files), phases)))
+        Ok(Some(History::new(
+            reading(&self.context, pinned, files),
+            phases,
+        )))
     }
 
     /// Tails from `starts`, by the reader opened ahead where it begins at the same offsets.
@@ -262,7 +265,10 @@ impl SwitchInput {
         (facts, starts, checked_at): (LiveFacts, BTreeMap<Partition, StartAt>, Duration),
         prepared: Option<Tailer>,
     ) -> Result<Switched, ReplayError> {
-        let generation = self.ledger.newest().map_or_else(Default::default, |(g, _)| g);
+        let generation = self
+            .ledger
+            .newest()
+            .map_or_else(Default::default, |(g, _)| g);
         let ready = |t: &Tailer| t.generation() == generation && *t.starts() == starts;
         let tailer = match prepared {
             Some(tailer) if ready(&tailer) => tailer,

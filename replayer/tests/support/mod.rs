@@ -91,14 +91,28 @@ impl World {
         });
         let ids = Arc::new(SeededIds::new(42));
         let store = Arc::new(InMemory::new());
-        let catalog = Arc::new(MemoryCatalog::new(store, "memory:///lake", Arc::clone(&clock), ids));
+        let catalog = Arc::new(MemoryCatalog::new(
+            store,
+            "memory:///lake",
+            Arc::clone(&clock),
+            ids,
+        ));
         let log = MemoryLog::new(Arc::clone(&clock));
-        let world = Self::new(clock, Arc::new(log.clone()), Arc::clone(&catalog) as Arc<dyn Catalog>);
+        let world = Self::new(
+            clock,
+            Arc::new(log.clone()),
+            Arc::clone(&catalog) as Arc<dyn Catalog>,
+        );
         (world, log, catalog)
     }
 
     pub fn new(clock: Arc<dyn Clock>, log: Arc<dyn Log>, catalog: Arc<dyn Catalog>) -> Self {
-        Self { clock, log, catalog, seeds: AtomicU64::new(1) }
+        Self {
+            clock,
+            log,
+            catalog,
+            seeds: AtomicU64::new(1),
+        }
     }
 
     /// Every process draws its own identifiers.
@@ -127,7 +141,9 @@ impl World {
 
     pub async fn archive(&self, name: &TopicName) -> Archive {
         let settings = TableSettings::default();
-        Archive::open_or_create(self.deps(), NAMESPACE, name, &settings).await.unwrap()
+        Archive::open_or_create(self.deps(), NAMESPACE, name, &settings)
+            .await
+            .unwrap()
     }
 
     pub async fn ledger(&self, name: &TopicName) -> Ledger {
@@ -174,7 +190,11 @@ impl World {
         for partition in partitions {
             let source = TopicPartition::new(name.clone(), partition);
             let all = [source.clone()];
-            let bounds = self.log.bounds(&all, Isolation::ReadCommitted).await.unwrap()[&source];
+            let bounds = self
+                .log
+                .bounds(&all, Isolation::ReadCommitted)
+                .await
+                .unwrap()[&source];
             let base = state.ledger.entry(generation, partition).copied();
             let first = base.map_or(bounds.log_start, |b| b.next);
             let mut segments = Vec::new();
@@ -199,8 +219,16 @@ impl World {
                     hash.update(columns);
                     epoch = columns.row(columns.len() - 1).leader_epoch.or(epoch);
                 }
-                segments.push(Segment::Data { range, rows: count as u64 });
-                rows.push(PartitionRows { generation, partition, range, batches });
+                segments.push(Segment::Data {
+                    range,
+                    rows: count as u64,
+                });
+                rows.push(PartitionRows {
+                    generation,
+                    partition,
+                    range,
+                    batches,
+                });
             }
             if !segments.is_empty() {
                 advances.push(Advance {
@@ -227,7 +255,12 @@ impl World {
             file_bytes_target: FILE_BYTES_TARGET,
         };
         let files = write_files(request, self.ids().as_ref()).await.unwrap();
-        let append = AppendRequest { advances, files, archived_at, reference_time: None };
+        let append = AppendRequest {
+            advances,
+            files,
+            archived_at,
+            reference_time: None,
+        };
         match archive.append(append).await.unwrap() {
             CommitOutcome::Committed { .. } => {}
             other => panic!("{other:?}"),
@@ -254,7 +287,10 @@ impl World {
             linger: Duration::from_millis(1),
         };
         let mut reader = self.log.open(options).await.unwrap();
-        let start = StartAt { offset: range.start(), leader_epoch: None };
+        let start = StartAt {
+            offset: range.start(),
+            leader_epoch: None,
+        };
         reader.assign(&[(source.clone(), start)]).await.unwrap();
         let mut batches = Vec::new();
         let mut at = range.start();
@@ -288,7 +324,11 @@ impl World {
             replayed.take(&batch);
         }
         replayed.positions = stream.positions().clone();
-        replayed.gaps = stream.gaps_passed().iter().map(ToString::to_string).collect();
+        replayed.gaps = stream
+            .gaps_passed()
+            .iter()
+            .map(ToString::to_string)
+            .collect();
         stream.close().await;
         Ok(replayed)
     }
@@ -313,17 +353,25 @@ impl Replayed {
         let partition = batch.partition.get();
         if let Some((generation, offset)) = self.at.get(&partition) {
             let position = (batch.generation, batch.range.start());
-            assert!(position >= (*generation, *offset), "{position:?} after {generation}:{offset}");
+            assert!(
+                position >= (*generation, *offset),
+                "{position:?} after {generation}:{offset}"
+            );
         }
-        self.at.insert(partition, (batch.generation, batch.range.end()));
-        let rows = self.rows.entry((batch.generation.0, partition)).or_default();
+        self.at
+            .insert(partition, (batch.generation, batch.range.end()));
+        let rows = self
+            .rows
+            .entry((batch.generation.0, partition))
+            .or_default();
         for i in 0..batch.columns.len() {
             let row = batch.columns.row(i);
             assert!(batch.range.contains(row.offset));
             assert!(rows.last().is_none_or(|(last, _)| *last < row.offset.get()));
             let value = String::from_utf8_lossy(row.value.unwrap_or_default()).into_owned();
             rows.push((row.offset.get(), value));
-            self.sequence.push((partition, row.offset.get(), row.timestamp_ms));
+            self.sequence
+                .push((partition, row.offset.get(), row.timestamp_ms));
         }
         match batch.source {
             everlog_common::Source::Archive => self.archived += batch.columns.len(),
@@ -373,7 +421,12 @@ impl Produced {
         for (partition, rows) in &self.rows {
             let found = replayed.rows.get(&(0, *partition));
             let found = found.map_or(&[][..], Vec::as_slice);
-            assert!(found == rows, "partition {partition}: {} of {} rows, or others", found.len(), rows.len());
+            assert!(
+                found == rows,
+                "partition {partition}: {} of {} rows, or others",
+                found.len(),
+                rows.len()
+            );
         }
         assert_eq!(replayed.count(), self.count());
     }

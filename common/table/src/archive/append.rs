@@ -123,7 +123,6 @@ impl Archive {
     }
 
     /// Goes on until the outcome is known; none where that takes too long.
-
     async fn drive(
         &self,
         turn: &mut Option<Parent>,

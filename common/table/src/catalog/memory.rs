@@ -220,7 +220,9 @@ impl MemoryCatalog {
                 *field = at.into();
             }
             // A main that is moved without a new snapshot is logged with the machine's time too.
-            let log = json.get_mut("snapshot-log").and_then(|log| log.as_array_mut());
+            let log = json
+                .get_mut("snapshot-log")
+                .and_then(|log| log.as_array_mut());
             for field in log.into_iter().flatten() {
                 if let Some(logged) = field.get_mut("timestamp-ms")
                     && logged.as_i64().is_some_and(|ms| ms > at)

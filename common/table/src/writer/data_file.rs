@@ -66,8 +66,9 @@ impl TablePartition {
             values.push(value.map(Literal::from));
         }
         let values: Struct = values.into_iter().collect();
-        let folder = (!spec.is_unpartitioned())
-            .then(|| spec.partition_to_path(&values, metadata.current_schema().clone()));
+        let folder = (!spec.is_unpartitioned()).then(|| {
+            spec.partition_to_path(&values, std::sync::Arc::clone(metadata.current_schema()))
+        });
         Ok(Self { values, folder })
     }
 

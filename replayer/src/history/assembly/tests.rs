@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use everlog_common::{EventColumnsBuilder, GapReason, Generation, Millis, OffsetRange, TimestampType};
+use everlog_common::{
+    EventColumnsBuilder, GapReason, Generation, Millis, OffsetRange, TimestampType,
+};
 use proptest::prelude::*;
 
 use super::*;
@@ -61,26 +63,48 @@ struct Case {
 }
 
 fn case() -> impl Strategy<Value = Case> {
-    let log = (0_i64..20, prop::collection::vec((1_i64..4, 0_i64..60), 0..60));
+    let log = (
+        0_i64..20,
+        prop::collection::vec((1_i64..4, 0_i64..60), 0..60),
+    );
     (
         (
-            prop_oneof![Just(Layout::Own), Just(Layout::Compacted), Just(Layout::Shuffled)],
+            prop_oneof![
+                Just(Layout::Own),
+                Just(Layout::Compacted),
+                Just(Layout::Shuffled)
+            ],
             prop::collection::vec(log, 1..5),
             1_usize..30,
             1_usize..20,
             1_usize..4,
         ),
         prop::collection::vec(
-            prop_oneof![Just(Known::Nothing), Just(Known::Bounds), Just(Known::Ranges)],
+            prop_oneof![
+                Just(Known::Nothing),
+                Just(Known::Bounds),
+                Just(Known::Ranges)
+            ],
             1..6,
         ),
         prop::collection::vec(0_i64..100, 1..6),
         prop::collection::vec(any::<u16>(), 250),
         prop::collection::vec(any::<u8>(), 1..40),
-        (100_usize..20_000, 1_usize..5, prop_oneof![Just(Order::Partition), Just(Order::Time)]),
+        (
+            100_usize..20_000,
+            1_usize..5,
+            prop_oneof![Just(Order::Partition), Just(Order::Time)],
+        ),
     )
         .prop_map(
-            |((layout, logs, commit_rows, group_rows, groups_per_file), known, hints, shuffle, replies, (hold_bytes, units, order))| Case {
+            |(
+                (layout, logs, commit_rows, group_rows, groups_per_file),
+                known,
+                hints,
+                shuffle,
+                replies,
+                (hold_bytes, units, order),
+            )| Case {
                 layout,
                 logs,
                 commit_rows,
@@ -145,7 +169,10 @@ impl Case {
     fn files(&self) -> Vec<Vec<Vec<Row>>> {
         let rows = self.laid_out();
         let groups: Vec<Vec<Row>> = rows.chunks(self.group_rows).map(<[Row]>::to_vec).collect();
-        groups.chunks(self.groups_per_file).map(<[Vec<Row>]>::to_vec).collect()
+        groups
+            .chunks(self.groups_per_file)
+            .map(<[Vec<Row>]>::to_vec)
+            .collect()
     }
 }
 
@@ -171,7 +198,10 @@ fn extent(rows: &[Row], known: Known) -> Extent {
                 *span = (span.0.min(*o), span.1.max(*o));
             }
             Extent::Ranges(
-                spans.into_iter().map(|(p, (a, b))| (partition(p), range(a, b + 1))).collect(),
+                spans
+                    .into_iter()
+                    .map(|(p, (a, b))| (partition(p), range(a, b + 1)))
+                    .collect(),
             )
         }
     }
@@ -189,7 +219,14 @@ fn columns(rows: &[(i64, i64)]) -> EventColumns {
     let mut b = EventColumnsBuilder::new();
     for (o, ts) in rows {
         let value = o.to_le_bytes();
-        b.push(offset(*o), (*ts, TimestampType::Create), None, Some(&value), std::iter::empty(), None);
+        b.push(
+            offset(*o),
+            (*ts, TimestampType::Create),
+            None,
+            Some(&value),
+            std::iter::empty(),
+            None,
+        );
     }
     b.finish()
 }
@@ -203,7 +240,9 @@ fn decode(rows: &[Row]) -> Vec<(Partition, EventColumns)> {
             _ => runs.push((*p, vec![(*o, *ts)])),
         }
     }
-    runs.into_iter().map(|(p, run)| (partition(p), columns(&run))).collect()
+    runs.into_iter()
+        .map(|(p, run)| (partition(p), columns(&run)))
+        .collect()
 }
 
 #[derive(Debug, Default)]
@@ -227,7 +266,11 @@ fn run(case: &Case, lanes: BTreeMap<Partition, LaneSpec>) -> Result<Outcome, Mer
             let all: Vec<Row> = groups.concat();
             let extent = extent(&all, known(i));
             let hint = hint(pick(&case.hints, i), &extent);
-            FileFacts { file: i, extent, hint }
+            FileFacts {
+                file: i,
+                extent,
+                hint,
+            }
         })
         .collect();
     let limits = Limits {
@@ -268,7 +311,11 @@ fn run(case: &Case, lanes: BTreeMap<Partition, LaneSpec>) -> Result<Outcome, Mer
                 while let Some(work) = assembly.work() {
                     pending.push(work);
                 }
-                assert!(!pending.is_empty(), "waits for nothing, focus {:?}", assembly.focus);
+                assert!(
+                    !pending.is_empty(),
+                    "waits for nothing, focus {:?}",
+                    assembly.focus
+                );
                 let reply = usize::from(*replies.next().unwrap()) % pending.len();
                 match pending.swap_remove(reply) {
                     Work::Open(node, file) => {
@@ -278,14 +325,23 @@ fn run(case: &Case, lanes: BTreeMap<Partition, LaneSpec>) -> Result<Outcome, Mer
                             .map(|(g, rows)| {
                                 let extent = extent(rows, known(file + g));
                                 let hint = hint(pick(&case.hints, file), &extent);
-                                GroupFacts { row_group: g, bytes: columns(&rows.iter().map(|r| (r.1, r.2)).collect::<Vec<_>>()).bytes(), extent, hint }
+                                GroupFacts {
+                                    row_group: g,
+                                    bytes: columns(
+                                        &rows.iter().map(|r| (r.1, r.2)).collect::<Vec<_>>(),
+                                    )
+                                    .bytes(),
+                                    extent,
+                                    hint,
+                                }
                             })
                             .collect();
                         assembly.opened(node, groups);
                     }
                     Work::Decode(unit) => {
                         let rows = &files[unit.origin.file][unit.origin.row_group];
-                        assembly.decoded(unit.node, sorted_runs(unit.origin.file, decode(rows))?)?;
+                        assembly
+                            .decoded(unit.node, sorted_runs(unit.origin.file, decode(rows))?)?;
                     }
                 }
             }
@@ -299,7 +355,10 @@ fn lanes(case: &Case, window: impl Fn(usize) -> (i64, i64)) -> BTreeMap<Partitio
         .map(|p| {
             let (from, until) = window(p);
             let spec = LaneSpec {
-                window: Window { from: offset(from), until: offset(until) },
+                window: Window {
+                    from: offset(from),
+                    until: offset(until),
+                },
                 gaps: Vec::new(),
                 rows_due: None,
                 until_timestamp: None,
@@ -433,16 +492,31 @@ impl DuplicatedCase {
             .enumerate()
             .map(|(file, groups)| {
                 let extent = extent(&groups.concat(), Known::Bounds);
-                FileFacts { file, hint: hint(file as i64, &extent), extent }
+                FileFacts {
+                    file,
+                    hint: hint(file as i64, &extent),
+                    extent,
+                }
             })
             .collect();
-        let limits = Limits { hold_bytes: 1 << 20, decode_bytes: 1 << 20, units: 3, files: 3 };
+        let limits = Limits {
+            hold_bytes: 1 << 20,
+            decode_bytes: 1 << 20,
+            units: 3,
+            files: 3,
+        };
         let mut assembly = Assembly::new(whole(&self.case), facts, self.case.order, limits);
         let mut pending = Vec::new();
         let mut out = Vec::new();
         loop {
             match assembly.next()? {
-                Ready::Rows(rows) => out.extend((0..rows.columns.len()).map(|i| (rows.partition.get() as usize, rows.columns.offsets.value(i), 0))),
+                Ready::Rows(rows) => out.extend((0..rows.columns.len()).map(|i| {
+                    (
+                        rows.partition.get() as usize,
+                        rows.columns.offsets.value(i),
+                        0,
+                    )
+                })),
                 Ready::Gap(_) => {}
                 Ready::Finished => return Ok(out),
                 Ready::Waiting => {
@@ -453,13 +527,19 @@ impl DuplicatedCase {
                         Work::Open(node, file) => {
                             let groups = files[file].iter().enumerate().map(|(row_group, rows)| {
                                 let extent = extent(rows, Known::Bounds);
-                                GroupFacts { row_group, bytes: 100, hint: hint(0, &extent), extent }
+                                GroupFacts {
+                                    row_group,
+                                    bytes: 100,
+                                    hint: hint(0, &extent),
+                                    extent,
+                                }
                             });
                             assembly.opened(node, groups.collect());
                         }
                         Work::Decode(unit) => {
                             let rows = &files[unit.origin.file][unit.origin.row_group];
-                            assembly.decoded(unit.node, sorted_runs(unit.origin.file, decode(rows))?)?;
+                            assembly
+                                .decoded(unit.node, sorted_runs(unit.origin.file, decode(rows))?)?;
                         }
                     }
                 }
@@ -500,12 +580,20 @@ fn a_recorded_gap_is_passed_between_the_rows_around_it() {
     specs.get_mut(&partition(0)).unwrap().gaps = vec![gap];
     let outcome = run(&case, specs.clone()).unwrap();
     assert_eq!(outcome.gaps, [gap]);
-    assert_eq!(outcome.rows.iter().map(|r| r.1).collect::<Vec<_>>(), [1, 2, 10, 11]);
+    assert_eq!(
+        outcome.rows.iter().map(|r| r.1).collect::<Vec<_>>(),
+        [1, 2, 10, 11]
+    );
     let covered = &outcome.covered[&0];
-    assert!(covered.iter().all(|(a, b)| *b <= 3 || *a >= 9), "nothing covers the gap: {covered:?}");
+    assert!(
+        covered.iter().all(|(a, b)| *b <= 3 || *a >= 9),
+        "nothing covers the gap: {covered:?}"
+    );
 
     specs.get_mut(&partition(0)).unwrap().gaps[0].end = Some(offset(11));
-    assert!(matches!(run(&case, specs), Err(MergeError::InGap { offset: o, .. }) if o == offset(10)));
+    assert!(
+        matches!(run(&case, specs), Err(MergeError::InGap { offset: o, .. }) if o == offset(10))
+    );
 }
 
 #[test]
@@ -514,25 +602,55 @@ fn fewer_rows_than_the_ledger_counted_are_an_error() {
     let mut specs = whole(&case);
     specs.get_mut(&partition(0)).unwrap().rows_due = Some(3);
     let error = run(&case, specs).unwrap_err();
-    assert!(matches!(error, MergeError::RowCount { found: 2, due: 3, .. }), "{error:?}");
+    assert!(
+        matches!(
+            error,
+            MergeError::RowCount {
+                found: 2,
+                due: 3,
+                ..
+            }
+        ),
+        "{error:?}"
+    );
 }
 
 #[test]
 fn rows_outside_of_the_stated_bounds_are_an_error() {
     let unit = Unit {
         node: {
-            let facts = FileFacts { file: 0, extent: Extent::Unknown, hint: hint(0, &Extent::Unknown) };
-            let windows = [(partition(0), Window { from: offset(0), until: offset(9) })].into();
+            let facts = FileFacts {
+                file: 0,
+                extent: Extent::Unknown,
+                hint: hint(0, &Extent::Unknown),
+            };
+            let windows = [(
+                partition(0),
+                Window {
+                    from: offset(0),
+                    until: offset(9),
+                },
+            )]
+            .into();
             Planner::new(&windows, [facts]).take_file().unwrap().0
         },
-        origin: super::super::planner::Origin { file: 7, row_group: 0, bytes: 0 },
+        origin: super::super::planner::Origin {
+            file: 7,
+            row_group: 0,
+            bytes: 0,
+        },
         extent: Extent::Ranges(vec![(partition(0), range(0, 5))]),
         again: false,
     };
     let case = plain(vec![(0, vec![(1, 0)])], Layout::Own);
     let mut merger = Merger::new(whole(&case));
-    let error = merger.accept(&unit, vec![(partition(0), columns(&[(4, 0), (5, 0)]))]).unwrap_err();
-    assert!(matches!(error, MergeError::Misplaced { file: 7, .. }), "{error:?}");
+    let error = merger
+        .accept(&unit, vec![(partition(0), columns(&[(4, 0), (5, 0)]))])
+        .unwrap_err();
+    assert!(
+        matches!(error, MergeError::Misplaced { file: 7, .. }),
+        "{error:?}"
+    );
 }
 
 #[test]
@@ -546,5 +664,9 @@ fn wide_and_quiet_topics_are_not_emitted_row_by_row() {
     let mut reversed = case.clone();
     reversed.hints = (0..400).rev().collect();
     let outcome = run(&reversed, whole(&reversed)).unwrap();
-    assert!(outcome.covered[&0].len() < 50, "{} batches", outcome.covered[&0].len());
+    assert!(
+        outcome.covered[&0].len() < 50,
+        "{} batches",
+        outcome.covered[&0].len()
+    );
 }

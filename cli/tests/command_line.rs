@@ -242,7 +242,7 @@ fn what_is_not_there_fails_with_one_line_that_says_what_to_do() {
         &["replay", "orders", "--until", "snapshot"],
         &[],
     );
-    let line = failure(&output, 2);
+    let line = failure(&output, 1);
     assert!(
         line.contains("orders") && line.contains("not archived"),
         "{line}"

@@ -207,6 +207,7 @@ async fn the_broker_restarts_under_archiver_and_follower() {
     let everlog = Everlog::local(
         &Setup::new(&cluster.bootstrap, &[topic]).archive("commit_interval = \"300ms\""),
     );
+    everlog.archive();
     let archiver = everlog.start(&["archive"], "");
     let path = everlog.dir().join("out.jsonl");
     let output = format!("jsonl:{}", path.display());

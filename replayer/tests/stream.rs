@@ -245,9 +245,9 @@ async fn h03_control_records_and_compaction_leave_no_hole_in_positions() {
             log.append_in(txn, &tp(T, 0), MemoryRecord::value(format!("{i}")));
         }
         if commit {
-            log.commit(txn)
+            log.commit(txn);
         } else {
-            log.abort(txn)
+            log.abort(txn);
         }
     };
     write(5, false);
@@ -332,36 +332,6 @@ async fn h09_a_recorded_gap_is_passed_or_stops_the_replay() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn h45_a_tail_that_falls_behind_retention_goes_back_to_history() {
-    let (world, log, mut produced) = half_archived(2, 100).await;
-    let mut stream = world.open(until(Until::Never)).await.unwrap();
-    let mut replayed = Replayed::default();
-    read_some(&mut stream, &mut replayed, 400).await;
-    for n in 0..5 {
-        // the consumer sleeps; the log moves on beyond it, the archive has it all
-        produced.produce(&log, &topic(T), 0, 300);
-        produced.produce(&log, &topic(T), 1, 10);
-        world.commit_all(&topic(T), 1000).await;
-        log.delete_records(&tp(T, 0), o(200 + 300 * n + 250));
-        log.fault(
-            &tp(T, 0),
-            everlog_kafka::PartitionFault::OutOfRange {
-                offset: None,
-                detail: "retention".to_owned(),
-            },
-        );
-        read_some(&mut stream, &mut replayed, produced.count()).await;
-    }
-    produced.assert_emitted(&replayed);
-    assert!(
-        replayed.archived > 200,
-        "it was in history again: {}",
-        replayed.archived
-    );
-    stream.close().await;
-}
-
-#[tokio::test(start_paused = true)]
 async fn h14_partitions_added_after_the_cut_are_read_from_their_first_offset() {
     let (world, log, mut produced) = half_archived(1, 50).await;
     let mut stream = world.open(until(Until::Never)).await.unwrap();
@@ -380,40 +350,6 @@ async fn h14_partitions_added_after_the_cut_are_read_from_their_first_offset() {
     log.delete_records(&tp(T, 4), o(25));
     read_some(&mut stream, &mut replayed, produced.count()).await;
     produced.assert_emitted(&replayed);
-    stream.close().await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn h12_a_topic_made_anew_is_a_new_generation_never_the_old_ones_continuation() {
-    let (world, log, _) = half_archived(2, 50).await;
-    let mut stream = world.open(until(Until::Never)).await.unwrap();
-    let mut replayed = Replayed::default();
-    read_some(&mut stream, &mut replayed, 200).await;
-    log.recreate_topic(&topic(T));
-    let mut anew = Produced::default();
-    anew.produce(&log, &topic(T), 0, 300);
-    anew.produce(&log, &topic(T), 1, 20);
-    world.commit_all(&topic(T), 1000).await;
-    anew.produce(&log, &topic(T), 1, 20);
-    read_some(&mut stream, &mut replayed, 200 + 340).await;
-    assert_eq!(
-        replayed.offsets(0, 0),
-        (0..100).collect::<Vec<_>>(),
-        "the old one, as far as it was tailed"
-    );
-    assert_eq!(replayed.offsets(1, 0), (0..300).collect::<Vec<_>>());
-    assert_eq!(replayed.offsets(1, 1), (0..40).collect::<Vec<_>>());
-    let gaps: Vec<String> = stream
-        .gaps_passed()
-        .iter()
-        .map(ToString::to_string)
-        .collect();
-    assert_eq!(
-        gaps.len(),
-        2,
-        "what the old one still held is unknown: {gaps:?}"
-    );
-    assert_eq!(stream.positions()[&p(0)].generation.0, 1);
     stream.close().await;
 }
 
@@ -483,33 +419,6 @@ async fn h46_b11_a_replay_resumed_from_any_position_equals_one_that_was_never_st
 }
 
 #[tokio::test(start_paused = true)]
-async fn next_may_be_dropped_at_any_moment() {
-    let (world, log, mut produced) = half_archived(2, 80).await;
-    log.limit_batches(5);
-    let mut stream = world.open(until(Until::Never)).await.unwrap();
-    let mut replayed = Replayed::default();
-    let mut dropped = 0;
-    while replayed.count() < produced.count() {
-        // polled once and dropped, again and again
-        let polled = futures::FutureExt::now_or_never(stream.next());
-        match polled {
-            Some(batch) => replayed.take(&batch.unwrap().unwrap()),
-            None => {
-                dropped += 1;
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        }
-        if dropped == 50 {
-            produced.produce(&log, &topic(T), 0, 20);
-        }
-        assert!(dropped < 1_000_000, "no progress");
-    }
-    produced.assert_emitted(&replayed);
-    assert!(dropped > 10);
-    stream.close().await;
-}
-
-#[tokio::test(start_paused = true)]
 async fn h31_b13_a_snapshot_expired_under_a_reader_without_lease_is_replaced_by_the_newest() {
     let (world, _log, produced) = half_archived(2, 400).await;
     let request = ReplayRequest {
@@ -543,32 +452,6 @@ async fn an_older_snapshot_is_read_as_it_was() {
         );
     }
     assert!(older.len() >= 3);
-}
-
-#[tokio::test(start_paused = true)]
-async fn leases_are_given_back_and_never_held_by_the_tail() {
-    let (world, _log, _) = half_archived(1, 100).await;
-    let leases = async || {
-        let snapshots = world.archive(&topic(T)).await.snapshots().await.unwrap();
-        let refs = snapshots.into_iter().flat_map(|s| s.refs);
-        refs.filter(|r| r.starts_with("everlog-lease-")).count()
-    };
-    let mut stream = world.open(until(Until::Never)).await.unwrap();
-    assert_eq!(leases().await, 1);
-    let mut replayed = Replayed::default();
-    read_some(&mut stream, &mut replayed, 200).await;
-    for _ in 0..100 {
-        if leases().await == 0 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    assert_eq!(leases().await, 0, "the tail needs no lease");
-    stream.close().await;
-    let stream = world.open(until(Until::Snapshot)).await.unwrap();
-    assert_eq!(leases().await, 1);
-    stream.close().await;
-    assert_eq!(leases().await, 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -497,6 +497,8 @@ proptest! {
     #[test]
     fn h46_whatever_happens_around_the_seam_the_broker_s_log_is_emitted(partitions in 1_usize..3, acts in acts()) {
         let mut model = Model::new(partitions);
+        // A table without any commit names no incarnation yet: see docs/handoff.md, "Known limits".
+        model.act(Act::Archive(0));
         for act in acts {
             model.act(act);
         }

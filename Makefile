@@ -38,7 +38,7 @@ lint: ## format, clippy, rustdoc, shell scripts, dependencies, documents: all wa
 	cargo fmt --all --check
 	cargo clippy --workspace --lib --bins --locked $(FEATURES) -- -D warnings
 	cargo clippy --workspace --tests --examples --locked $(FEATURES) -- -D warnings $(IN_TESTS)
-	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked $(FEATURES) --quiet
+	RUSTDOCFLAGS="-D warnings -A rustdoc::redundant_explicit_links -A rustdoc::private_intra_doc_links" cargo doc --workspace --no-deps --locked $(FEATURES) --quiet
 	@if command -v shellcheck >/dev/null; then echo "shellcheck"; shellcheck -x -P SCRIPTDIR tests/services/*.sh tests/scripts/*.sh .ci/run; \
 		else echo "shellcheck is not installed: shell scripts were not checked"; fi
 	@if command -v cargo-deny >/dev/null; then echo "cargo deny"; cargo deny --all-features --locked check --hide-inclusion-graph -A duplicate bans licenses sources; \

@@ -26,7 +26,7 @@ const MAINTENANCE_INTERVAL: Duration = Duration::from_mins(2);
 /// Archive topics into Iceberg tables, exactly once
 ///
 /// Runs until SIGTERM or Ctrl-C, then ends after a last commit; killed at any instant, it resumes exactly. Topics,
-/// commit interval and everything else are the configuration's ([archive]). /healthz, /readyz and /metrics are served at
+/// commit interval and everything else are the configuration's (section archive). /healthz, /readyz and /metrics are served at
 /// `http` (127.0.0.1:9464). Nothing is written to standard output.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]

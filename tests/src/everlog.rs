@@ -37,7 +37,7 @@ pub struct Everlog {
     dir: tempfile::TempDir,
     /// `everlog.toml`.
     pub config: PathBuf,
-    /// The [catalog] section, for other readers of the same tables.
+    /// The `[catalog]` section, for other readers of the same tables.
     pub catalog: BTreeMap<String, String>,
 }
 

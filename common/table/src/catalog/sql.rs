@@ -12,7 +12,7 @@
 //! new name (durably), then one `UPDATE … WHERE metadata_location = <the one read>`. The database runs that statement
 //! alone and atomically, so of two writers one changes no row, and knows it.
 //!
-//! What an error from that `UPDATE` means is decided by [`classify`]; no answer at all means `Unknown`: a statement that
+//! What an error from that `UPDATE` means is decided by `classify`; no answer at all means `Unknown`: a statement that
 //! waits for a lock in PostgreSQL can still land after its client has gone.
 
 mod database;

@@ -296,7 +296,8 @@ pub trait LogReader: Send + Debug {
     async fn poll(&mut self, wait: Duration) -> Result<Vec<ReaderEvent>, LogError>;
 
     /// Adds partitions at explicit positions (re-assigning one that is assigned moves it). Answers
-    /// [`ReaderEvent::Assigned`] too, also when it was empty.
+    /// [`ReaderEvent::Assigned`] too, also when it was empty. Where the group is taking a partition back at this moment,
+    /// its [`ReaderEvent::Revoked`] wins: once that is answered, the partition is not read.
     async fn assign(&mut self, partitions: &[(TopicPartition, StartAt)]) -> Result<(), LogError>;
 
     /// Takes partitions away. Answers [`ReaderEvent::Revoked`].

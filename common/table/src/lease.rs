@@ -19,7 +19,7 @@ use iceberg::{TableRequirement, TableUpdate};
 use uuid::Uuid;
 
 /// How long a lease holds.
-pub const TERM: Duration = Duration::from_secs(24 * 3600);
+pub const TERM: Duration = Duration::from_hours(24);
 /// Names of leases begin with this.
 pub const PREFIX: &str = "everlog-lease-";
 /// The tag that new leases move and expiry requires.

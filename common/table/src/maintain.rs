@@ -51,7 +51,7 @@ pub struct ExpirySettings {
 impl Default for ExpirySettings {
     fn default() -> Self {
         Self {
-            age_max: Duration::from_secs(3600),
+            age_max: Duration::from_hours(1),
             count_min: 20,
             count_max: 500,
             metadata_bytes_max: 4 << 20,
@@ -79,9 +79,9 @@ impl Default for MaintenanceSettings {
         Self {
             expiry: ExpirySettings::default(),
             deletes: true,
-            expired_grace: Duration::from_secs(3600),
-            orphan_age: Duration::from_secs(24 * 3600),
-            orphan_interval: Duration::from_secs(24 * 3600),
+            expired_grace: Duration::from_hours(1),
+            orphan_age: Duration::from_hours(24),
+            orphan_interval: Duration::from_hours(24),
         }
     }
 }

@@ -308,21 +308,20 @@ impl Archive {
                         ))
                     })
             }
-            SnapshotSelector::Tag(name) => match metadata.snapshot_for_ref(name) {
-                Some(snapshot) => Ok(snapshot.snapshot_id()),
-                None => {
-                    let mut names: Vec<String> = self.refs(metadata)?.into_keys().collect();
-                    names.retain(|name| !name.starts_with(lease::PREFIX));
-                    Err(self.not_found(format!(
-                        "there is no tag `{name}`; there are: {}",
-                        if names.is_empty() {
-                            "none".to_owned()
-                        } else {
-                            names.join(", ")
-                        }
-                    )))
+            SnapshotSelector::Tag(name) => {
+                if let Some(snapshot) = metadata.snapshot_for_ref(name) {
+                    return Ok(snapshot.snapshot_id());
                 }
-            },
+                let mut names: Vec<String> = self.refs(metadata)?.into_keys().collect();
+                names.retain(|name| !name.starts_with(lease::PREFIX));
+                if names.is_empty() {
+                    names.push("none".to_owned());
+                }
+                Err(self.not_found(format!(
+                    "there is no tag `{name}`; there are: {}",
+                    names.join(", ")
+                )))
+            }
         }
     }
 

@@ -442,11 +442,11 @@ impl Client {
         true
     }
 
-    /// The cluster's id, waiting for the first answer of a broker.
-    pub(super) fn cluster_id(&self, timeout: Duration) -> Option<String> {
+    /// The cluster's id as the last metadata said it.
+    pub(super) fn cluster_id(&self) -> Option<String> {
         // SAFETY: rk is valid; the string is ours and freed once after copying.
         unsafe {
-            let id = sys::rd_kafka_clusterid(self.ptr(), millis(timeout));
+            let id = sys::rd_kafka_clusterid(self.ptr(), 0);
             if id.is_null() {
                 return None;
             }
@@ -456,14 +456,18 @@ impl Client {
         }
     }
 
-    /// Brokers, and all topics with their partitions and error codes.
-    pub(super) fn metadata(&self, timeout: Duration) -> Result<ClusterMetadata, Failure> {
+    /// Brokers, and with `all` every topic with its partitions and error code.
+    pub(super) fn metadata(
+        &self,
+        all: bool,
+        timeout: Duration,
+    ) -> Result<ClusterMetadata, Failure> {
         let mut raw: *const sys::rd_kafka_metadata = ptr::null();
         // SAFETY: rk is valid; on success `raw` is ours: read, then destroyed once.
         unsafe {
             check(Code(numbered::rd_kafka_metadata(
                 self.ptr(),
-                1,
+                c_int::from(all),
                 ptr::null_mut(),
                 &raw mut raw,
                 millis(timeout),

@@ -1,7 +1,7 @@
 //! Questions to the cluster.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -42,6 +42,8 @@ pub struct KafkaLog {
 struct Inner {
     client: Arc<Client>,
     properties: ClientProperties,
+    /// Whether the cluster answers when asked for topic ids; asked once.
+    topic_ids: OnceLock<bool>,
 }
 
 impl KafkaLog {
@@ -54,7 +56,11 @@ impl KafkaLog {
         let properties = ClientProperties::parse(properties)?;
         let client = Client::new(&properties.for_requests()).map_err(|e| configuration(&e))?;
         Ok(Self {
-            inner: Arc::new(Inner { client, properties }),
+            inner: Arc::new(Inner {
+                client,
+                properties,
+                topic_ids: OnceLock::new(),
+            }),
         })
     }
 
@@ -87,25 +93,26 @@ impl Inner {
         classify::request(what, failure, self.client.log().last_error())
     }
 
-    fn metadata(&self, what: &str) -> Result<ClusterMetadata, LogError> {
+    fn metadata(&self, what: &str, all: bool) -> Result<ClusterMetadata, LogError> {
         self.client
-            .metadata(self.timeout())
+            .metadata(all, self.timeout())
             .map_err(|e| self.error(what, &e))
     }
 
     fn cluster_id(&self) -> Result<Option<String>, LogError> {
-        // answered from what the first metadata response said; without one, say why
-        if let Some(id) = self.client.cluster_id(self.timeout()) {
-            return Ok(Some(id));
-        }
-        self.metadata("cluster id")?;
-        Ok(self.client.cluster_id(Duration::from_secs(1)))
+        // asked again each time: another cluster may answer at the address by now
+        self.metadata("cluster id", false)?;
+        Ok(self.client.cluster_id())
     }
 
     fn knows_topic_ids(&self) -> Result<bool, LogError> {
-        Ok(!self
+        if let Some(known) = self.topic_ids.get() {
+            return Ok(*known);
+        }
+        let mock = self
             .cluster_id()?
-            .is_some_and(|id| id.starts_with(MOCK_CLUSTER)))
+            .is_some_and(|id| id.starts_with(MOCK_CLUSTER));
+        Ok(*self.topic_ids.get_or_init(|| !mock))
     }
 
     fn describe(
@@ -113,7 +120,7 @@ impl Inner {
         wanted: &BTreeSet<String>,
     ) -> Result<BTreeMap<TopicName, TopicInfo>, LogError> {
         if !self.knows_topic_ids()? {
-            let all = self.metadata("topics")?;
+            let all = self.metadata("topics", true)?;
             return collect(
                 all.topics
                     .into_iter()
@@ -130,7 +137,7 @@ impl Inner {
     }
 
     fn topics(&self) -> Result<Vec<TopicInfo>, LogError> {
-        let all = self.metadata("topics")?;
+        let all = self.metadata("topics", true)?;
         let wanted = all
             .topics
             .into_iter()
@@ -288,7 +295,7 @@ impl Inner {
     }
 
     fn open(&self, options: ReaderOptions) -> Result<KafkaReader, LogError> {
-        let brokers = self.metadata("open a reader")?.brokers;
+        let brokers = self.metadata("open a reader", false)?.brokers;
         let plan = MemoryPlan::new(options.memory_bytes, brokers);
         let (properties, overrides) =
             self.properties

@@ -138,6 +138,21 @@ impl Shared {
     }
 }
 
+/// Says that the worker ended, also when it panicked: nobody waits for it any more.
+struct LastWords(Arc<Shared>);
+
+impl Drop for LastWords {
+    fn drop(&mut self) {
+        self.0.tell(|outbox| {
+            outbox
+                .ended
+                .get_or_insert_with(|| "the reader's thread panicked".into());
+        });
+        // commands that came too late are dropped, which tells their callers
+        drop(self.0.commands(None));
+    }
+}
+
 /// Ends the worker when dropped. Its thread leaves the group and frees the client by itself, in bounded time.
 #[derive(Debug)]
 pub(super) struct KafkaReader {
@@ -160,11 +175,14 @@ impl KafkaReader {
         let shared = Arc::new(Shared::new());
         let worker = Worker::new(properties, options, plan, Arc::clone(&shared))?;
         let (done, ended) = oneshot::channel();
+        let words_for = Arc::clone(&shared);
         let number = READERS.fetch_add(1, Ordering::Relaxed);
         let thread = std::thread::Builder::new()
             .name(format!("everlog-ingest-{number}"))
             .spawn(move || {
+                let last_words = LastWords(words_for);
                 worker.run();
+                drop(last_words);
                 // a caller that went away does not wait
                 done.send(()).ok();
             })
@@ -185,6 +203,10 @@ impl KafkaReader {
     async fn command(&mut self, request: Request) -> Result<(), LogError> {
         let (reply, answer) = oneshot::channel();
         lock(&self.shared.commands).push_back(Command { request, reply });
+        // the worker drops what waits after it said that it ended, so a command is either answered or dropped
+        if lock(&self.shared.outbox).ended.is_some() {
+            return Err(self.ended_error());
+        }
         self.shared.ring();
         answer.await.unwrap_or_else(|_| Err(self.ended_error()))
     }

@@ -146,12 +146,15 @@ pub(super) struct Slots {
     by_name: BTreeMap<TopicPartition, usize>,
     /// By the client's topic handle: good as long as the topic stays assigned, so forgotten at each change.
     by_handle: HashMap<(usize, i32), Option<usize>>,
+    /// The last one found: messages of a partition come in runs.
+    last: Option<((usize, i32), usize)>,
 }
 
 impl Slots {
     pub(super) fn insert(&mut self, slot: Slot) {
         self.remove(slot.source());
         self.by_handle.clear();
+        self.last = None;
         self.by_name.insert(slot.source.clone(), self.all.len());
         self.all.push(slot);
     }
@@ -159,6 +162,7 @@ impl Slots {
     pub(super) fn remove(&mut self, tp: &TopicPartition) -> Option<Slot> {
         let index = self.by_name.remove(tp)?;
         self.by_handle.clear();
+        self.last = None;
         let slot = self.all.swap_remove(index);
         if let Some(moved) = self.all.get(index) {
             self.by_name.insert(moved.source.clone(), index);
@@ -178,12 +182,19 @@ impl Slots {
         partition: i32,
         name: impl FnOnce() -> Option<TopicPartition>,
     ) -> Option<&mut Slot> {
+        let key = (handle, partition);
+        if let Some((last, index)) = self.last
+            && last == key
+        {
+            return self.all.get_mut(index);
+        }
         let by_name = &self.by_name;
-        let index = *self
+        let index = (*self
             .by_handle
-            .entry((handle, partition))
-            .or_insert_with(|| name().and_then(|tp| by_name.get(&tp).copied()));
-        self.all.get_mut(index?)
+            .entry(key)
+            .or_insert_with(|| name().and_then(|tp| by_name.get(&tp).copied())))?;
+        self.last = Some((key, index));
+        self.all.get_mut(index)
     }
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Slot> {

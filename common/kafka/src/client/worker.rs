@@ -218,8 +218,10 @@ impl Worker {
             });
         let queue = Arc::clone(&self.queue);
         let mut taken = 0;
+        let mut arrived = None;
         queue.consume(wait, &mut |message| {
-            let bytes = self.take_message(message);
+            let arrived = *arrived.get_or_insert_with(Instant::now);
+            let bytes = self.take_message(message, arrived);
             if bytes > 0 {
                 // a slow average is enough for an estimate
                 self.message_bytes = (self.message_bytes * 15 + bytes) / 16;
@@ -233,7 +235,7 @@ impl Worker {
     }
 
     /// Returns how many bytes were kept.
-    fn take_message(&mut self, message: &Message<'_>) -> usize {
+    fn take_message(&mut self, message: &Message<'_>, now: Instant) -> usize {
         if message.code() != Code::OK {
             self.take_error(message);
             return 0;
@@ -250,7 +252,7 @@ impl Worker {
         if slot.would_overflow(size) {
             let tp = slot.source().clone();
             self.hand_over(&tp, false);
-            return self.take_message(message);
+            return self.take_message(message, now);
         }
         let taken = slot.take_in(
             Incoming {
@@ -261,7 +263,7 @@ impl Worker {
                 headers: message.headers(),
                 leader_epoch: message.leader_epoch(),
             },
-            Instant::now(),
+            now,
         );
         match taken {
             Taken::Kept { bytes } => {
@@ -389,6 +391,7 @@ impl Worker {
                 {
                     partitions.extend(asked);
                 }
+                self.drop_deferred(&partitions);
                 let done = self.unassign(&partitions);
                 self.obey_deferred();
                 done
@@ -408,6 +411,15 @@ impl Worker {
             Request::Mirror(positions) => {
                 self.mirror(&positions);
                 Ok(())
+            }
+        }
+    }
+
+    /// An assignment that was asked for before the caller knew that the group takes the partition back comes too late.
+    fn drop_deferred(&mut self, taken: &[TopicPartition]) {
+        for request in &mut self.deferred {
+            if let Request::Assign { partitions, .. } = request {
+                partitions.retain(|(tp, _)| !taken.contains(tp));
             }
         }
     }
@@ -651,8 +663,6 @@ impl Worker {
         }
         self.shared.held.store(0, Ordering::Relaxed);
         self.shared.tell(|outbox| outbox.ended = Some(why));
-        // commands that came too late are dropped, which tells their callers
-        drop(self.shared.commands(None));
     }
 }
 

@@ -225,7 +225,7 @@ async fn a_rebalance_storm_loses_nothing(properties: &[(&str, &str)], joins: usi
     for n in 0..joins {
         fleet.join().await;
         for tp in &tps {
-            world.produce_with(&producer, tp, &numbered(count, count + 5));
+            Real::produce_with(&producer, tp, &numbered(count, count + 5));
         }
         count += 5;
         for _ in 0..n % 9 {
@@ -398,6 +398,52 @@ async fn a_caller_that_does_not_poll_stays_in_the_group() {
     assert_eq!((fleet.lost, fleet.fenced), (0, 0));
     fleet.assert_all(&tps, 1010);
     fleet.leave(0).await;
+}
+
+/// A rebalance that comes while partitions are assigned for other reasons is answered by its answer, not by those.
+#[tokio::test(flavor = "multi_thread")]
+async fn other_assignments_are_not_taken_for_the_answer() {
+    let world = Real::with(CLASSIC);
+    let (name, tps) = topic(&world, 4).await;
+    for tp in &tps {
+        world.produce(tp, numbered(0, 10)).await;
+    }
+    let options = member(&fresh("group"), &[name.as_str()]);
+    let mut first = Reading::new(world.log.open(options.clone()).await.unwrap());
+    first.until("it has all", |r| r.owned.len() == 4).await;
+    for tp in &tps {
+        first.until_position(tp, 10).await;
+    }
+    let mut second = Reading::new(world.log.open(options).await.unwrap());
+    // moved back and forth, with the revocation somewhere in between
+    let began = Instant::now();
+    while first.owned.len() == 4 {
+        assert!(began.elapsed() < PATIENCE);
+        let tp = tps[0].clone();
+        if first.owned.contains(&tp) {
+            first.assign(&[(tp, at(3))]).await;
+        }
+        first.step(Duration::from_millis(1)).await;
+        second.step(Duration::from_millis(1)).await;
+    }
+    let began = Instant::now();
+    while second.owned.len() < 2 {
+        assert!(began.elapsed() < PATIENCE, "the second gets its share");
+        first.step(Duration::from_millis(10)).await;
+        second.step(Duration::from_millis(10)).await;
+    }
+    assert!(first.owned.is_disjoint(&second.owned));
+    for tp in &tps {
+        world.produce(tp, numbered(10, 12)).await;
+    }
+    for tp in first.owned.clone() {
+        first.until_position(&tp, 12).await;
+    }
+    for tp in second.owned.clone() {
+        second.until_position(&tp, 12).await;
+    }
+    first.close().await;
+    second.close().await;
 }
 
 /// The mirror is for lag tools: the group's committed offsets show it, and nothing reads them back.

@@ -59,7 +59,7 @@ async fn h21_every_codec_is_read() {
     for (n, codec) in ["none", "gzip", "snappy", "lz4", "zstd"].iter().enumerate() {
         let producer = world.producer(&[("compression.type", codec), ("linger.ms", "50")]);
         let records = numbered(n * 500, n * 500 + 500);
-        world.produce_with(&producer, &tp, &records);
+        Real::produce_with(&producer, &tp, &records);
         expected.extend(records.into_iter().filter_map(|r| r.value));
     }
     let mut reading =
@@ -247,7 +247,7 @@ async fn hundreds_of_pauses_lose_and_repeat_nothing() {
             .await;
         assert!(reading.faults.is_empty(), "{:?}", reading.faults);
     }
-    world.produce_with(&producer, &tps[0], &[]);
+    Real::produce_with(&producer, &tps[0], &[]);
     let expected: Vec<_> = (0..PAUSES * EACH).map(|n| n.to_string()).collect();
     for tp in &tps {
         reading
@@ -272,7 +272,7 @@ async fn a_reader_that_nobody_polls_holds_no_more_than_its_memory() {
         .map(|n| MemoryRecord::value(noise(2_000, n as u64)))
         .collect();
     for tp in &tps {
-        world.produce_with(&producer, tp, &records);
+        Real::produce_with(&producer, tp, &records);
     }
     let reader = world
         .log

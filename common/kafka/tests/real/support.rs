@@ -359,7 +359,7 @@ impl Real {
         producer.poll(Duration::ZERO);
     }
 
-    pub fn produce_with(&self, producer: &Producer, tp: &TopicPartition, records: &[MemoryRecord]) {
+    pub fn produce_with(producer: &Producer, tp: &TopicPartition, records: &[MemoryRecord]) {
         for record in records {
             while !send(producer, tp, record) {
                 producer.poll(Duration::from_millis(10));
@@ -515,7 +515,7 @@ impl World for Real {
 
     async fn produce(&self, tp: &TopicPartition, records: Vec<MemoryRecord>) {
         let producer = self.producer(&[]);
-        self.produce_with(&producer, tp, &records);
+        Self::produce_with(&producer, tp, &records);
     }
 
     async fn transaction(&self, tp: &TopicPartition, records: Vec<MemoryRecord>, ending: Ending) {
@@ -527,7 +527,7 @@ impl World for Real {
             producer.init_transactions(WAIT).unwrap();
             producer.begin_transaction().unwrap();
         });
-        self.produce_with(&producer, tp, &records);
+        Self::produce_with(&producer, tp, &records);
         tokio::task::block_in_place(|| match ending {
             Ending::Commit => producer.commit_transaction(WAIT).unwrap(),
             Ending::Abort => producer.abort_transaction(WAIT).unwrap(),

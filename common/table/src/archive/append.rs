@@ -28,11 +28,11 @@ const SETTLE_ROUNDS: u32 = 7;
 /// So many reads find the table unmoved before a neutral commit moves it.
 const NEUTRAL_AFTER: u32 = 3;
 /// Files are checked to be there when they are this old: orphan removal may have met them.
-const CHECK_FILES_AFTER: Duration = Duration::from_secs(3600);
+const CHECK_FILES_AFTER: Duration = Duration::from_hours(1);
 /// Older files are not committed: orphan removal may take them between the check and the swap.
-const FILES_AGE_MAX: Duration = Duration::from_secs(20 * 3600);
+const FILES_AGE_MAX: Duration = Duration::from_hours(20);
 /// What was prepared for a swap is not used after so long a pause of the whole process.
-const PREPARED_AGE_MAX: Duration = Duration::from_secs(600);
+const PREPARED_AGE_MAX: Duration = Duration::from_mins(10);
 /// Expiry rides on a commit when so many snapshots are due.
 const EXPIRY_BATCH: usize = 16;
 
@@ -45,12 +45,19 @@ pub(super) struct Operation {
     pub(super) attempts: u32,
     /// Attempts that this call may still make.
     attempts_left: u32,
-    /// The parent of an attempt whose outcome is open. While it is, nothing is sent (P6).
-    pub(super) unresolved: Option<Option<i64>>,
+    /// The attempt whose outcome is open. While there is one, nothing is sent (P6).
+    unresolved: Option<Sent>,
     /// Refusals met on a state that had just been read.
     refused: u32,
     /// Counts this as an open commit while `unresolved` is set: nothing is deleted meanwhile (P7).
     open: Option<OpenCommit>,
+}
+
+/// An attempt that was sent.
+#[derive(Debug, Clone, Copy)]
+struct Sent {
+    /// The head of main that its swap requires; none: that there is none.
+    parent: Option<i64>,
 }
 
 /// What became of an attempt whose reply was lost.
@@ -129,7 +136,7 @@ impl Archive {
         operation: &mut Operation,
     ) -> Result<Option<CommitOutcome>, ArchiveError> {
         loop {
-            if let Some(parent) = operation.unresolved {
+            if let Some(Sent { parent }) = operation.unresolved {
                 *turn = None;
                 match self.settle(operation.commit_id, parent).await? {
                     Settled::Landed { snapshot_id, table } => {
@@ -240,7 +247,7 @@ impl Archive {
                     table = %self.inner.ident, commit_id = %operation.commit_id, %error,
                     "commit outcome unknown, reading the table back"
                 );
-                operation.unresolved = Some(parent.head);
+                operation.unresolved = Some(Sent { parent: parent.head });
                 operation.open = Some(OpenCommit::new(&self.inner.open_commits));
                 Ok(Attempt::Unknown)
             }

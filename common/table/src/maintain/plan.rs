@@ -17,7 +17,7 @@ const COUNT_FLOOR: usize = 5;
 const EXPIRE_AT_ONCE: usize = 256;
 /// What belongs to no branch is somebody's work in progress, or what a rolled-back main left behind: it stays as long as
 /// Iceberg's own default.
-const LOOSE_AGE_MAX: Duration = Duration::from_secs(5 * 24 * 3600);
+const LOOSE_AGE_MAX: Duration = Duration::from_hours(120);
 
 /// What one swap expires.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

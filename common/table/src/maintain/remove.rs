@@ -16,9 +16,9 @@ use crate::manifests::{self, ManifestError};
 use crate::storage::{Storage, StorageError, StorageErrorKind, StoredObject};
 
 /// Files of a snapshot stay at least so long after its expiry.
-const EXPIRED_GRACE_MIN: Duration = Duration::from_secs(3600);
+const EXPIRED_GRACE_MIN: Duration = Duration::from_hours(1);
 /// Files that no snapshot ever needed stay at least so long.
-const ORPHAN_AGE_MIN: Duration = Duration::from_secs(24 * 3600);
+const ORPHAN_AGE_MIN: Duration = Duration::from_hours(24);
 /// How many manifest lists or manifests are read, or objects deleted, at once.
 const AT_ONCE: usize = 12;
 /// At most so many files go in one round.
@@ -125,7 +125,9 @@ impl Archive {
             waiting: (0, 0),
             shown: 0,
         };
-        listed.into_iter().for_each(|object| sorted.add(object));
+        for object in listed {
+            sorted.add(object);
+        }
         if search_data {
             sorted.shown = 0;
             let of_metadata = sorted.due.len();

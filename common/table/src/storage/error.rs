@@ -36,7 +36,7 @@ pub enum StorageError {
         doing: &'static str,
         /// The store's answer.
         #[source]
-        source: object_store::Error,
+        source: Box<object_store::Error>,
     },
     /// Fewer, or more, bytes came than were asked for.
     #[error(
@@ -93,7 +93,7 @@ pub enum StorageError {
         doing: &'static str,
         /// What went wrong.
         #[source]
-        source: object_store::Error,
+        source: Box<object_store::Error>,
     },
 }
 
@@ -106,7 +106,7 @@ impl StorageError {
             Self::Length { .. } => StorageErrorKind::Corrupt,
             Self::Location { .. } | Self::Property { .. } => StorageErrorKind::Invalid,
             Self::Credentials { .. } | Self::Sync { .. } => StorageErrorKind::Transient,
-            Self::Store { source, .. } => match source {
+            Self::Store { source, .. } => match **source {
                 object_store::Error::InvalidPath { .. }
                 | object_store::Error::NotSupported { .. }
                 | object_store::Error::NotImplemented { .. }
@@ -117,11 +117,12 @@ impl StorageError {
     }
 
     pub(crate) fn from_store(uri: &str, doing: &'static str, source: object_store::Error) -> Self {
+        use object_store::Error as Cause;
         let uri = uri.to_owned();
-        match source {
-            object_store::Error::NotFound { .. } => Self::NotFound { uri },
-            object_store::Error::PermissionDenied { .. }
-            | object_store::Error::Unauthenticated { .. } => {
+        let source = Box::new(source);
+        match *source {
+            Cause::NotFound { .. } => Self::NotFound { uri },
+            Cause::PermissionDenied { .. } | Cause::Unauthenticated { .. } => {
                 Self::Unauthorized { uri, doing, source }
             }
             _ => Self::Store { uri, doing, source },

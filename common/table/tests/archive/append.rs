@@ -286,6 +286,24 @@ async fn p05_a_conflict_with_ones_own_commit_is_recognised() {
 }
 
 #[tokio::test]
+async fn p01_files_that_landed_cannot_land_again() {
+    let rig = Rig::new(21);
+    let archive = rig.process().await;
+    let request = rig.request(&Ledger::default(), &[(0, 10), (1, 4)]).await;
+    committed(archive.append(request.clone()).await);
+    // The process dies before it learns that, and proposes the same; so does a new one.
+    for archive in [archive, rig.process().await] {
+        let outcome = archive.append(request.clone()).await.expect("an outcome");
+        assert!(
+            matches!(&outcome, CommitOutcome::Fenced { refusals, .. } if refusals.len() == 2),
+            "{outcome:?}"
+        );
+    }
+    assert_eq!(main_history(&rig.load().await.metadata).len(), 1);
+    rig.check().await;
+}
+
+#[tokio::test]
 async fn p04_offsets_never_go_back() {
     let rig = Rig::new(13);
     let archive = rig.process().await;
@@ -359,7 +377,7 @@ async fn h30_files_that_waited_too_long_are_not_committed() {
     let rig = Rig::new(17);
     let archive = rig.process().await;
     let request = rig.request(&Ledger::default(), &[(0, 1)]).await;
-    rig.clock.advance(Duration::from_secs(2 * 3600));
+    rig.clock.advance(Duration::from_hours(2));
     let path = request.files[0].data_file.file_path().to_owned();
     archive
         .storage()
@@ -371,10 +389,10 @@ async fn h30_files_that_waited_too_long_are_not_committed() {
     let error = archive.append(request).await.expect_err("refused");
     assert_eq!(error.kind(), ArchiveErrorKind::Stale, "{error}");
     let request = rig.request(&Ledger::default(), &[(0, 1)]).await;
-    rig.clock.advance(Duration::from_secs(2 * 3600));
+    rig.clock.advance(Duration::from_hours(2));
     let ledger = committed(archive.append(request).await);
     let request = rig.request(&ledger, &[(0, 1)]).await;
-    rig.clock.advance(Duration::from_secs(21 * 3600));
+    rig.clock.advance(Duration::from_hours(21));
     let error = archive.append(request).await.expect_err("refused");
     assert_eq!(error.kind(), ArchiveErrorKind::Stale, "{error}");
     rig.check().await;

@@ -38,7 +38,7 @@ async fn h31_a_leased_snapshot_stays_until_it_is_released() {
     assert_eq!(pinned.ledger, ledger);
     assert_eq!(pinned.cut(), ledger.cut());
     for _ in 0..5 {
-        rig.clock.advance(Duration::from_secs(60));
+        rig.clock.advance(Duration::from_mins(1));
         rig.append(&writer, &[(0, 1)]).await;
     }
     let report = writer.maintain(&eager()).await.expect("maintained");
@@ -189,7 +189,7 @@ async fn the_guard_stops_an_expiry_that_does_not_know_of_a_lease() {
     let plan = everlog_table::maintain::plan_expiry(
         &before.metadata,
         &std::collections::BTreeMap::new(),
-        rig.clock.now().plus(Duration::from_secs(60)),
+        rig.clock.now().plus(Duration::from_mins(1)),
         &eager().expiry,
     );
     assert!(plan.snapshots.contains(&old));

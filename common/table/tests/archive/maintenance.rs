@@ -12,7 +12,7 @@ use iceberg::spec::Operation;
 
 use crate::rig::{Foreign, Rig, committed, main_history};
 
-const HOUR: Duration = Duration::from_secs(3600);
+const HOUR: Duration = Duration::from_hours(1);
 
 fn expiring() -> ArchiveOptions {
     ArchiveOptions {
@@ -62,7 +62,7 @@ async fn expiry_keeps_the_head_the_tagged_the_branched_and_the_newest() {
     let archive = rig.process().await;
     for _ in 0..40 {
         rig.append(&archive, &[(0, 1)]).await;
-        rig.clock.advance(Duration::from_secs(60));
+        rig.clock.advance(Duration::from_mins(1));
     }
     let history = main_history(&rig.load().await.metadata);
     rig.tag("year-end", history[30]).await;
@@ -163,7 +163,7 @@ async fn used_table(rig: &Rig) -> Ledger {
         }
         let request = rig.request(&ledger, &[(round % 3, 2)]).await;
         ledger = committed(archive.append(request).await);
-        rig.clock.advance(Duration::from_secs(1800));
+        rig.clock.advance(Duration::from_mins(30));
         if round % 50 == 49 {
             rig.foreign(Foreign::of(Operation::Replace, 0)).await;
         }
@@ -305,7 +305,7 @@ async fn a_snapshot_that_expired_a_moment_ago_is_still_readable() {
     assert!(rig.load().await.metadata.snapshot_by_id(old).is_none());
     reader.files().await.expect("still there");
     // An hour later it may go, and does.
-    rig.clock.advance(HOUR + Duration::from_secs(60));
+    rig.clock.advance(HOUR + Duration::from_mins(1));
     rig.append(&archive, &[(0, 1)]).await;
     rig.stamp_files();
     let report = archive.maintain(&settings).await.expect("maintained");

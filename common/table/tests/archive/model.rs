@@ -34,7 +34,7 @@ struct World {
 fn options() -> ArchiveOptions {
     ArchiveOptions {
         expiry: Some(ExpirySettings {
-            age_max: Duration::from_secs(600),
+            age_max: Duration::from_mins(10),
             count_min: 3,
             ..ExpirySettings::default()
         }),

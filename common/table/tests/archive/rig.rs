@@ -6,19 +6,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
-use everlog_common::clock::{ManualClock, SeededIds, SystemClock};
+use everlog_common::clock::{ManualClock, RandomIds, SeededIds, SystemClock};
 use everlog_common::{
-    Advance, Clock, Entry, Generation, Identity, Ids, Ledger, Millis, Offset, OffsetRange,
-    Partition, Segment, TopicName,
+    Advance, Clock, Entry, EventColumnsBuilder, EventRef, Generation, Identity, Ids, Ledger,
+    Millis, Offset, OffsetRange, Partition, Segment, TimestampType, TopicName,
 };
 use everlog_table::archive::{
     AppendRequest, Archive, ArchiveDeps, ArchiveError, ArchiveOptions, CommitOutcome,
 };
 use everlog_table::catalog::memory::MemoryCatalog;
 use everlog_table::catalog::{Catalog, CommitReply, LoadedTable};
-use everlog_table::files::{EncodedFile, FileRange};
+use everlog_table::files::{EncodedFile, FileRange, PartitionRows};
 use everlog_table::manifests;
 use everlog_table::schema::{Column, TableSettings};
+use everlog_table::writer::{FILE_BYTES_TARGET, WriteRequest, write_files};
 use iceberg::spec::{
     DataContentType, DataFile, DataFileBuilder, DataFileFormat, Datum, Literal, MAIN_BRANCH,
     ManifestEntry, ManifestFile, ManifestWriterBuilder, Operation, Snapshot, SnapshotReference,
@@ -432,6 +433,8 @@ pub struct Foreign {
     pub rows: u64,
     /// Whether its summary has `total-records`.
     pub tells_totals: bool,
+    /// What its new file holds; something that nobody can read, where none.
+    pub content: Option<Bytes>,
 }
 
 impl Foreign {
@@ -440,6 +443,7 @@ impl Foreign {
             operation,
             rows,
             tells_totals: true,
+            content: None,
         }
     }
 
@@ -450,24 +454,24 @@ impl Foreign {
             rig.ids.uuid()
         );
         let storage = rig.catalog.storage_for(table).expect("a storage");
-        storage
-            .put(&path, Bytes::from_static(b"foreign"))
-            .await
-            .expect("stored");
+        let content = self.content.clone();
+        let content = content.unwrap_or_else(|| Bytes::from_static(b"foreign"));
+        let size = content.len() as u64;
+        storage.put(&path, content).await.expect("stored");
         let some = FileRange {
             generation: Generation::FIRST,
             partition: partition(0),
             range: OffsetRange::new(Offset::ZERO, offset(1)).expect("a range"),
             rows,
         };
-        let bare = data_file(&path, 7, &[some], rig.clock.now());
+        let bare = data_file(&path, size, &[some], rig.clock.now());
         DataFileBuilder::default()
             .content(bare.content_type())
             .file_path(path)
             .file_format(bare.file_format())
             .partition(bare.partition().clone())
             .record_count(rows)
-            .file_size_in_bytes(7)
+            .file_size_in_bytes(size)
             .build()
             .expect("a data file")
     }
@@ -558,4 +562,67 @@ pub fn rows(ledger: &Ledger) -> BTreeMap<i32, u64> {
         .flat_map(|era| era.partitions.iter())
         .map(|(p, entry)| (p.get(), entry.rows))
         .collect()
+}
+
+/// Real rows in a real file.
+pub async fn written(
+    archive: &Archive,
+    ledger: &Ledger,
+    number: i32,
+    count: i64,
+    clock: &dyn Clock,
+) -> AppendRequest {
+    let base: Option<Entry> = ledger.entry(Generation::FIRST, partition(number)).copied();
+    let start = base.map_or(Offset::ZERO, |entry| entry.next);
+    let range = OffsetRange::new(start, offset(start.get() + count)).expect("a range");
+    let mut builder = EventColumnsBuilder::new();
+    for i in 0..count {
+        let value = format!("value {}", start.get() + i).into_bytes();
+        builder.push_event(&EventRef {
+            offset: offset(start.get() + i),
+            timestamp_ms: 1_700_000_000_000 + i,
+            timestamp_type: TimestampType::Create,
+            key: None,
+            value: Some(&value),
+            headers: Vec::new(),
+            leader_epoch: None,
+        });
+    }
+    let state = archive.state().await.expect("a state");
+    let files = write_files(
+        WriteRequest {
+            table: &state.table,
+            storage: archive.storage().await.expect("a store"),
+            topic: archive.topic().clone(),
+            archived_at: clock.now(),
+            rows: vec![PartitionRows {
+                generation: Generation::FIRST,
+                partition: partition(number),
+                range,
+                batches: vec![builder.finish()],
+            }],
+            file_bytes_target: FILE_BYTES_TARGET,
+        },
+        &RandomIds,
+    )
+    .await
+    .expect("files");
+    let advance = Advance {
+        generation: Generation::FIRST,
+        identity: Identity::default(),
+        partition: partition(number),
+        base,
+        segments: vec![Segment::Data {
+            range,
+            rows: count.unsigned_abs(),
+        }],
+        leader_epoch: None,
+        hash: RandomIds.below(u64::MAX),
+    };
+    AppendRequest {
+        advances: vec![advance],
+        files,
+        archived_at: clock.now(),
+        reference_time: Some(clock.now()),
+    }
 }

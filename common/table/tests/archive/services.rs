@@ -4,21 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use everlog_common::clock::{RandomIds, SystemClock};
-use everlog_common::{Advance, Entry};
-use everlog_common::{
-    Clock, EventColumnsBuilder, EventRef, Generation, Identity, Ids, Ledger, Offset, OffsetRange,
-    Segment, TimestampType, TopicName,
-};
-use everlog_table::archive::{AppendRequest, Archive, ArchiveDeps, ArchiveOptions, CommitOutcome};
+use everlog_common::{Ledger, TopicName};
+use everlog_table::archive::{Archive, ArchiveDeps, ArchiveOptions, CommitOutcome};
 use everlog_table::catalog::{Catalog, connect};
-use everlog_table::files::PartitionRows;
 use everlog_table::maintain::{ExpirySettings, MaintenanceSettings};
 use everlog_table::scan;
 use everlog_table::schema::TableSettings;
 use everlog_table::snapshot::{LeaseMode, SnapshotSelector};
-use everlog_table::writer::{FILE_BYTES_TARGET, WriteRequest, write_files};
 
-use crate::rig::{committed, offset, partition, rows, topic};
+use crate::rig::{committed, rows, topic, written};
 use crate::support::{Properties, Service, properties};
 
 /// Processes on one real table.
@@ -49,73 +43,9 @@ impl Lake {
             })
     }
 
-    /// Real rows in a real file.
-    async fn request(
-        &self,
-        archive: &Archive,
-        ledger: &Ledger,
-        number: i32,
-        count: i64,
-    ) -> AppendRequest {
-        let base: Option<Entry> = ledger.entry(Generation::FIRST, partition(number)).copied();
-        let start = base.map_or(Offset::ZERO, |entry| entry.next);
-        let range = OffsetRange::new(start, offset(start.get() + count)).expect("a range");
-        let mut builder = EventColumnsBuilder::new();
-        for i in 0..count {
-            let value = format!("value {}", start.get() + i).into_bytes();
-            builder.push_event(&EventRef {
-                offset: offset(start.get() + i),
-                timestamp_ms: 1_700_000_000_000 + i,
-                timestamp_type: TimestampType::Create,
-                key: None,
-                value: Some(&value),
-                headers: Vec::new(),
-                leader_epoch: None,
-            });
-        }
-        let clock = SystemClock::default();
-        let state = archive.state().await.expect("a state");
-        let files = write_files(
-            WriteRequest {
-                table: &state.table,
-                storage: archive.storage().await.expect("a store"),
-                topic: self.topic.clone(),
-                archived_at: clock.now(),
-                rows: vec![PartitionRows {
-                    generation: Generation::FIRST,
-                    partition: partition(number),
-                    range,
-                    batches: vec![builder.finish()],
-                }],
-                file_bytes_target: FILE_BYTES_TARGET,
-            },
-            &RandomIds,
-        )
-        .await
-        .expect("files");
-        let advance = Advance {
-            generation: Generation::FIRST,
-            identity: Identity::default(),
-            partition: partition(number),
-            base,
-            segments: vec![Segment::Data {
-                range,
-                rows: count.unsigned_abs(),
-            }],
-            leader_epoch: None,
-            hash: RandomIds.below(u64::MAX),
-        };
-        AppendRequest {
-            advances: vec![advance],
-            files,
-            archived_at: clock.now(),
-            reference_time: Some(clock.now()),
-        }
-    }
-
     async fn append(&self, archive: &Archive, number: i32, count: i64) -> Ledger {
         let ledger = archive.state().await.expect("a state").ledger;
-        let request = self.request(archive, &ledger, number, count).await;
+        let request = written(archive, &ledger, number, count, &SystemClock::default()).await;
         committed(archive.append(request).await)
     }
 
@@ -223,7 +153,7 @@ async fn on_rest_every_kind_of_lost_reply_leaves_every_offset_once() {
         "mode=drop",
         "mode=drop-before",
     ] {
-        let request = lake.request(&archive, &ledger, 0, 5).await;
+        let request = written(&archive, &ledger, 0, 5, &SystemClock::default()).await;
         server.run("fault", &[fault]);
         let mut outcome = archive.append(request).await.expect(fault);
         while let CommitOutcome::Unknown(pending) = outcome {

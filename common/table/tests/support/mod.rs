@@ -102,17 +102,15 @@ impl Service {
         let open = std::fs::Permissions::from_mode(0o755);
         std::fs::set_permissions(folder.path(), open).expect("permissions");
         let port = free_ports();
-        let path = folder.path().to_str().expect("utf-8").to_owned();
-        let port_text = port.to_string();
-        let mut all = vec!["start", &path, &port_text];
-        all.extend_from_slice(args);
-        let said = said(script_name, &all, &script(script_name, &all));
-        Self {
+        // made before it runs, so that a start that fails half-way is stopped, too
+        let mut service = Self {
             script: script_name,
             folder,
             port,
-            said,
-        }
+            said: String::new(),
+        };
+        service.said = service.restart(args);
+        service
     }
 
     /// Runs the script's `command` for this server.
@@ -123,12 +121,12 @@ impl Service {
         said(self.script, &all, &script(self.script, &all))
     }
 
-    /// Starts it again after a `stop` or `kill`, on the same port and data.
-    pub fn restart(&self, args: &[&str]) {
+    /// Starts it, or starts it again after a `stop` or `kill`, on the same port and data.
+    pub fn restart(&self, args: &[&str]) -> String {
         let port = self.port.to_string();
         let mut all = vec![port.as_str()];
         all.extend_from_slice(args);
-        self.run("start", &all);
+        self.run("start", &all)
     }
 }
 

@@ -37,6 +37,11 @@ use failure::{Failure, Status};
 use settings::Needs;
 use telemetry::LogFormat;
 
+/// For the C libraries as well. The system's allocator keeps what batches of all sizes leave behind, thread by thread:
+/// an archiver that runs for months would hold much more than its budget.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Kafka and Iceberg as one log: archive every record exactly once, replay it, go on live
 #[derive(Debug, Parser)]
 #[command(name = "everlog", bin_name = "everlog", version, max_term_width = 100, after_long_help = AFTER_HELP)]

@@ -247,7 +247,9 @@ impl Archive {
                     table = %self.inner.ident, commit_id = %operation.commit_id, %error,
                     "commit outcome unknown, reading the table back"
                 );
-                operation.unresolved = Some(Sent { parent: parent.head });
+                operation.unresolved = Some(Sent {
+                    parent: parent.head,
+                });
                 operation.open = Some(OpenCommit::new(&self.inner.open_commits));
                 Ok(Attempt::Unknown)
             }

@@ -42,6 +42,14 @@ use telemetry::LogFormat;
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
+/// Few arenas, since columns are made by one thread and dropped by another, and what is free goes back soon: a replay and
+/// an archiver then take what their budgets say. `MALLOC_CONF` in the environment goes before.
+#[allow(unsafe_code, reason = "the allocator looks for a symbol of this name")]
+// SAFETY: the type is a thin pointer to a text that ends with a zero, as the allocator expects.
+#[unsafe(export_name = "malloc_conf")]
+static ALLOCATOR_OPTIONS: &[u8; 69] =
+    b"narenas:2,dirty_decay_ms:100,muzzy_decay_ms:0,background_thread:true\0";
+
 /// Kafka and Iceberg as one log: archive every record exactly once, replay it, go on live
 #[derive(Debug, Parser)]
 #[command(name = "everlog", bin_name = "everlog", version, max_term_width = 100, after_long_help = AFTER_HELP)]

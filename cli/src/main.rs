@@ -26,6 +26,7 @@ mod signals;
 mod status;
 mod telemetry;
 mod text;
+mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -92,6 +93,7 @@ enum Command {
     Demo(demo::DemoArgs),
     Archive(archive::ArchiveArgs),
     Replay(replay::ReplayArgs),
+    Verify(verify::VerifyArgs),
     Status(status::StatusArgs),
     Maintain(maintain::MaintainArgs),
     Config(config::ConfigArgs),
@@ -143,6 +145,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
                 let settings = settings(asked.needs())?;
                 replay::run(asked, &settings).await
             }
+            Command::Verify(args) => verify::run(args, &settings(Needs::default())?).await,
             Command::Status(args) => status::run(args, &settings(Needs::default())?).await,
             Command::Maintain(args) => maintain::run(args, &settings(Needs::default())?).await,
             Command::Config(_) => Ok(()),

@@ -26,6 +26,8 @@ use everlog_common::{
 use everlog_table::files::PlannedFile;
 use everlog_table::storage::Storage;
 
+pub(crate) use self::facts::describe;
+
 use self::assembly::{Assembly, Limits, Ready};
 use self::lanes::{Phase, Selection, Stops};
 use self::merger::MergeError;

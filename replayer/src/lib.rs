@@ -67,6 +67,7 @@ pub mod resume;
 pub mod session;
 mod stream;
 mod task;
+pub mod verify;
 
 pub use error::{ReplayError, one_line};
 pub use output::{OutputError, OutputTarget};

@@ -26,6 +26,7 @@ use everlog_table::archive::Archive;
 use everlog_table::catalog::Catalog;
 use tokio::task::JoinSet;
 
+pub(crate) use self::open::isolation;
 use self::switch::{SwitchInput, Switched, switch};
 use crate::error::ReplayError;
 use crate::handoff::{Decision, LiveFacts, Place, decide};

@@ -198,7 +198,7 @@ async fn pin(
 }
 
 /// The isolation that the archive was written with, so that both tiers show the same records.
-fn isolation(pinned: Option<&PinnedSnapshot>) -> Isolation {
+pub(crate) fn isolation(pinned: Option<&PinnedSnapshot>) -> Isolation {
     let recorded = pinned.and_then(|p| p.table().metadata.properties().get(ISOLATION));
     if recorded.is_some_and(|name| name == Isolation::ReadUncommitted.as_str()) {
         Isolation::ReadUncommitted

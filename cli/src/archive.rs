@@ -17,6 +17,7 @@ use tracing::{info, warn};
 
 use crate::components;
 use crate::failure::{Failure, Status};
+use crate::process;
 use crate::settings::{self, Http, Settings};
 use crate::signals::Signals;
 
@@ -72,7 +73,10 @@ pub(crate) async fn run(args: &ArchiveArgs, settings: &Settings) -> Result<(), F
         info!(address = %listener.local_addr()?, "serving /healthz, /readyz and /metrics");
         server.spawn(http::serve(listener, archiver.status(), served.clone()));
     }
-    let ended = archiver.run(signals.token()).await;
+    let ended = tokio::select! {
+        ended = archiver.run(signals.token()) => ended,
+        never = process::give_memory_back(settings.archive.memory) => match never {},
+    };
     served.cancel();
     server.shutdown().await;
 

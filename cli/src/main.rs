@@ -85,6 +85,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    process::keep_arenas_few();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),

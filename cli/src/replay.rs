@@ -16,13 +16,14 @@ use everlog_replayer::session::{Session, SessionError, SessionOptions, Step, Sum
 use everlog_replayer::{Components, Progress, ReplayError};
 use everlog_table::snapshot::{LeaseMode, SnapshotSelector};
 use indicatif::{ProgressBar, ProgressStyle};
+use tokio::task::JoinSet;
 use tracing::info;
 
 use crate::components;
 use crate::failure::{Failure, Status};
 use crate::settings::{Needs, Settings};
 use crate::signals::Signals;
-use crate::{telemetry, text};
+use crate::{process, telemetry, text};
 
 /// Replay a topic in order: history from its table, then, without gap or duplicate, the live topic
 ///
@@ -229,6 +230,8 @@ pub(crate) async fn run(asked: Asked, settings: &Settings) -> Result<(), Failure
     };
     info!(run_id = %session.run_id(), "replay begins");
     let mut view = View::new(&asked.output);
+    let mut give_back = JoinSet::new();
+    give_back.spawn(process::give_memory_back(settings.replay.memory));
     let ended = loop {
         let step = session.step(&signal).await;
         view.show(&session);

@@ -216,7 +216,7 @@ impl Archive {
         if let Some(archive) = Self::open(deps.clone(), namespace, topic).await? {
             return archive.unless_name_is_taken().await;
         }
-        if let Some(clash) = folded_clash(&deps, &ident, topic, |_| true).await? {
+        if let Some(clash) = folded_clash(&deps, &ident, topic, |_, _| true).await? {
             return Err(clash);
         }
         let table = schema::new_table(namespace, topic, settings).map_err(|source| {
@@ -256,7 +256,7 @@ impl Archive {
     }
 
     /// Two tables whose names differ in case alone may have been made at the same time. As long as nothing was archived
-    /// into this one, it gives way to one whose name is less, so that of the two one is left.
+    /// into this one, it gives way to one that has something, or whose name is less, so that of the two one is left.
     async fn unless_name_is_taken(self) -> Result<Self, ArchiveError> {
         let table = self.load().await?;
         if table.metadata.current_snapshot_id().is_some() {
@@ -265,7 +265,10 @@ impl Archive {
         let Inner {
             deps, ident, topic, ..
         } = &*self.inner;
-        let clash = folded_clash(deps, ident, topic, |other| other < ident.name()).await?;
+        let clash = folded_clash(deps, ident, topic, |other, has_rows| {
+            has_rows || other < ident.name()
+        })
+        .await?;
         match clash {
             Some(clash) => Err(clash),
             None => Ok(self),
@@ -489,7 +492,7 @@ async fn folded_clash(
     deps: &ArchiveDeps,
     ident: &TableIdent,
     topic: &TopicName,
-    counts: impl Fn(&str) -> bool,
+    counts: impl Fn(&str, bool) -> bool,
 ) -> Result<Option<ArchiveError>, ArchiveError> {
     let folded = folded_table_name(topic);
     let names = deps
@@ -499,7 +502,7 @@ async fn folded_clash(
         .map_err(|source| catalog_error(ident, "cannot list the namespace's tables", source))?;
     let taken = names
         .into_iter()
-        .find(|name| name != ident.name() && name.to_lowercase() == folded && counts(name));
+        .find(|name| name != ident.name() && name.to_lowercase() == folded);
     let Some(name) = taken else {
         return Ok(None);
     };
@@ -509,6 +512,12 @@ async fn folded_clash(
         .load(&other)
         .await
         .map_err(|source| catalog_error(&other, "cannot read the table", source))?;
+    let has_rows = loaded
+        .as_ref()
+        .is_some_and(|table| table.metadata.current_snapshot_id().is_some());
+    if !counts(other.name(), has_rows) {
+        return Ok(None);
+    }
     let owner = loaded
         .as_ref()
         .and_then(|table| table.metadata.properties().get(PROPERTY_TOPIC).cloned());

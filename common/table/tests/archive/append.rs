@@ -552,4 +552,8 @@ async fn a_table_with_rows_keeps_its_name() {
     open(rig.deps(), "everlog", &topic(), &settings)
         .await
         .expect("it has rows");
+    let error = open(rig.deps(), "everlog", &lesser, &settings)
+        .await
+        .expect_err("it has none");
+    assert_eq!(error.kind(), ArchiveErrorKind::NameClash);
 }

@@ -529,7 +529,7 @@ async fn of_two_tables_made_at_once_whose_names_fold_alike_one_is_left() {
     let table = everlog_table::schema::new_table("everlog", &lesser, &settings).expect("a table");
     rig.deps().catalog.create(table).await.expect("created");
     let open = everlog_table::archive::Archive::open_or_create;
-    let error = open(rig.deps(), "everlog", &topic(), &settings)
+    let error = open(rig.deps(), "everlog", &crate::rig::topic(), &settings)
         .await
         .expect_err("a clash");
     assert_eq!(error.kind(), ArchiveErrorKind::NameClash);
@@ -549,7 +549,7 @@ async fn a_table_with_rows_keeps_its_name() {
     let table = everlog_table::schema::new_table("everlog", &lesser, &settings).expect("a table");
     rig.deps().catalog.create(table).await.expect("created");
     let open = everlog_table::archive::Archive::open_or_create;
-    open(rig.deps(), "everlog", &topic(), &settings)
+    open(rig.deps(), "everlog", &crate::rig::topic(), &settings)
         .await
         .expect("it has rows");
     let error = open(rig.deps(), "everlog", &lesser, &settings)

@@ -400,6 +400,32 @@ impl Feed {
         self.producer.abort_transaction(PATIENCE).expect("abort");
     }
 
+    /// `count` records whose values are `size` bytes that no codec makes smaller, spread over `partitions`.
+    pub fn fill_noise(&self, topic: &str, partitions: i32, count: u64, size: usize) {
+        let mut state = count ^ 0x9e37_79b9_7f4a_7c15;
+        let mut value = vec![0_u8; size];
+        for n in 0..count {
+            for part in value.chunks_mut(8) {
+                // xorshift: the same bytes in every run
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                part.copy_from_slice(&state.to_le_bytes()[..part.len()]);
+            }
+            let partition =
+                i32::try_from(n % u64::from(partitions.unsigned_abs())).expect("a partition");
+            self.send(
+                topic,
+                &Message {
+                    partition,
+                    value: Some(&value),
+                    ..Message::default()
+                },
+            );
+        }
+        self.flush();
+    }
+
     /// `count` plain records, spread over `partitions`, with a value that names its number.
     pub fn fill(&self, topic: &str, partitions: i32, numbers: std::ops::Range<u64>) {
         for n in numbers {

@@ -188,12 +188,12 @@ impl Archive {
             Decision::Fenced { .. } if !parent.fresh => return Ok(Attempt::Again),
             Decision::Fenced { refusals } => {
                 let ledger = parent.ledger.clone();
-                *turn = Some(parent);
+                *turn = Some(parent.remembered());
                 return Ok(Attempt::Done(CommitOutcome::Fenced { refusals, ledger }));
             }
             Decision::AlreadyLanded { snapshot_id } => {
                 let outcome = self.landed(operation, snapshot_id, &parent.table).await?;
-                *turn = Some(parent);
+                *turn = Some(parent.remembered());
                 return Ok(Attempt::Done(outcome));
             }
             Decision::Malformed { partition, what } => {

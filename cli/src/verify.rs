@@ -39,6 +39,10 @@ pub(crate) struct VerifyArgs {
     #[arg(long)]
     full: bool,
 
+    /// Do not ask Kafka: check the archive by itself
+    #[arg(long)]
+    offline: bool,
+
     /// Verify this snapshot instead of the newest
     #[arg(long, value_name = "ID")]
     snapshot: Option<i64>,
@@ -61,6 +65,7 @@ Examples:
   everlog verify orders              footers, a sample of the data, and all that Kafka still has
   everlog verify orders --quick      in a health check
   everlog verify orders --full       every byte; also after another engine rewrote the table
+  everlog verify orders --offline    without Kafka
 
 The JSON object:
   version, topic, table, snapshot_id, depth, seed, holds, files, rows_decoded, records_compared, took_seconds,
@@ -77,8 +82,8 @@ pub(crate) async fn run(args: &VerifyArgs, settings: &Settings) -> Result<(), Fa
     let signals = Signals::listen()?;
     let signal = signals.token();
     let log = match settings.kafka.get("bootstrap.servers") {
-        Some(_) => Some(components::log(settings)?),
-        None => None,
+        Some(_) if !args.offline => Some(components::log(settings)?),
+        _ => None,
     };
     let components = Components {
         log,

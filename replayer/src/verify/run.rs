@@ -480,7 +480,7 @@ impl Run<'_> {
         isolation: everlog_kafka::Isolation,
     ) -> Result<Option<Overlap>, ReplayError> {
         let Some(log) = self.components.log.clone() else {
-            self.skip(Check::Log, "no Kafka is configured");
+            self.skip(Check::Log, "Kafka was not asked");
             return Ok(None);
         };
         let cluster = Cluster {

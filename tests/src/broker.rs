@@ -318,7 +318,7 @@ impl ClientContext for Delivered {}
 impl ProducerContext for Delivered {
     type DeliveryOpaque = ();
 
-    fn delivery(&self, result: &DeliveryResult<'_>, _: ()) {
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
         // What an aborted transaction had not sent yet is thrown away, as asked.
         let purged = |error: &KafkaError| {
             matches!(

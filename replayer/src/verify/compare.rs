@@ -2,6 +2,7 @@
 //!
 //! Equal runs are compared column by column; only where a column differs are its rows looked at one by one.
 
+use std::cmp::Ordering;
 use std::fmt::Write as _;
 
 use everlog_common::record::{EventRef, TimestampType};
@@ -51,24 +52,28 @@ pub fn compare(
     let (mut i, mut j) = (0, 0);
     let mut same = 0;
     while i < left.len() && j < right.len() {
-        if left[i] == right[j] {
-            let both = left[i..].iter().zip(&right[j..]);
-            let n = both.take_while(|(a, b)| a == b).count();
-            same += compare_aligned(&log.slice(i, n), &archive.slice(j, n), found);
-            i += n;
-            j += n;
-        } else if left[i] < right[j] {
-            let n = left[i..].partition_point(|offset| *offset < right[j]);
-            one_sided(&left[i..i + n], |range, records| {
-                found(Difference::Missing { range, records });
-            });
-            i += n;
-        } else {
-            let n = right[j..].partition_point(|offset| *offset < left[i]);
-            one_sided(&right[j..j + n], |range, records| {
-                found(Difference::Extra { range, records });
-            });
-            j += n;
+        match left[i].cmp(&right[j]) {
+            Ordering::Equal => {
+                let both = left[i..].iter().zip(&right[j..]);
+                let n = both.take_while(|(a, b)| a == b).count();
+                same += compare_aligned(&log.slice(i, n), &archive.slice(j, n), found);
+                i += n;
+                j += n;
+            }
+            Ordering::Less => {
+                let n = left[i..].partition_point(|offset| *offset < right[j]);
+                one_sided(&left[i..i + n], |range, records| {
+                    found(Difference::Missing { range, records });
+                });
+                i += n;
+            }
+            Ordering::Greater => {
+                let n = right[j..].partition_point(|offset| *offset < left[i]);
+                one_sided(&right[j..j + n], |range, records| {
+                    found(Difference::Extra { range, records });
+                });
+                j += n;
+            }
         }
     }
     one_sided(&left[i..], |range, records| {
@@ -191,8 +196,12 @@ fn bytes(bytes: Option<&[u8]>) -> String {
     if part.iter().all(|b| matches!(b, b' '..=b'~')) {
         format!("\"{}\"{rest}", String::from_utf8_lossy(part).escape_debug())
     } else {
-        let hex: String = part.iter().map(|b| format!("{b:02x}")).collect();
-        format!("0x{hex}{rest}")
+        let mut text = "0x".to_owned();
+        for byte in part {
+            // writing to a string cannot fail
+            let _ = write!(text, "{byte:02x}");
+        }
+        text + &rest
     }
 }
 
@@ -291,7 +300,8 @@ mod tests {
             ),
         ];
         for (field, other) in changes {
-            let (same, found) = differences(&columns(&[one.clone()]), &columns(&[other]));
+            let (same, found) =
+                differences(&columns(std::slice::from_ref(&one)), &columns(&[other]));
             assert_eq!(same, 0, "{field}");
             let [
                 Difference::Changed {

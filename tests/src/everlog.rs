@@ -234,6 +234,22 @@ impl Everlog {
         String::from_utf8(output.stdout).expect("UTF-8 output")
     }
 
+    /// Runs it, which must fail with `status`; the one line that it says about that.
+    #[track_caller]
+    pub fn fails(&self, args: &[&str], status: i32) -> String {
+        let output = self.run(args);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let args = args.join(" ");
+        assert_eq!(output.status.code(), Some(status), "everlog {args}\n{said}");
+        let mut errors = said.lines().filter_map(|l| l.strip_prefix("error: "));
+        let error = errors.next().unwrap_or_default().to_owned();
+        assert!(
+            errors.next().is_none() && said.trim_end().ends_with(&error) && !error.is_empty(),
+            "everlog {args} should say one line about its failure\n{said}"
+        );
+        error
+    }
+
     /// `archive --until-caught-up`, which must succeed.
     #[track_caller]
     pub fn archive(&self) {

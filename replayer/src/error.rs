@@ -68,6 +68,17 @@ pub enum ReplayError {
         #[source]
         source: ScanError,
     },
+    /// A data file that the snapshot lists is not there.
+    #[error(
+        "{holds}: the file is gone; if the snapshot was expired while it was read, read the newest one, or hold it by a tag or a lease; else the file is lost and has to be restored"
+    )]
+    FileGone {
+        /// What the file holds, by the manifest.
+        holds: String,
+        /// What went wrong.
+        #[source]
+        source: ScanError,
+    },
     /// The data files contradict themselves, each other or the ledger.
     #[error("generation {generation}{}", in_files(files))]
     Data {
@@ -94,6 +105,11 @@ pub enum ReplayError {
     /// The live topic is not there.
     #[error("topic {0} is not in Kafka any more; its archive can be read with --until snapshot")]
     TopicGone(TopicName),
+    /// One broker says that the topic was created anew, another that it was not, again and again.
+    #[error(
+        "the brokers do not agree whether topic {0} was created anew; look at the cluster's health, then replay again"
+    )]
+    Unsettled(TopicName),
     /// Kafka failed.
     #[error("kafka")]
     Log(#[from] LogError),
@@ -161,14 +177,17 @@ impl ReplayError {
             | Self::AheadOfSnapshot { .. } => 2,
             Self::Archive(error) => archive_status(error.kind()),
             Self::Pin(PinError::Vanished { .. }) => 1,
+            // Another engine's doing.
+            Self::Pin(PinError::DeleteFiles { .. }) => 5,
             Self::Pin(error) => archive_status(error.kind()),
             Self::Scan { source, .. } => match source.kind() {
-                StorageErrorKind::Corrupt | StorageErrorKind::NotFound => 4,
+                StorageErrorKind::Corrupt => 4,
                 StorageErrorKind::Invalid
+                | StorageErrorKind::NotFound
                 | StorageErrorKind::Transient
                 | StorageErrorKind::Unauthorized => 1,
             },
-            Self::Data { .. } => 4,
+            Self::FileGone { .. } | Self::Data { .. } => 4,
             Self::Gap(_) => 3,
             Self::Seam { source, .. } if source.is_gap() => 3,
             Self::Fault {
@@ -179,6 +198,7 @@ impl ReplayError {
             Self::NotArchived { .. }
             | Self::Seam { .. }
             | Self::TopicGone(_)
+            | Self::Unsettled(_)
             | Self::Log(_)
             | Self::Fault { .. }
             | Self::Skipped { .. }
@@ -189,8 +209,7 @@ impl ReplayError {
     /// Whether a data file or manifest that was there is gone: the snapshot was expired under the reader.
     pub(crate) fn is_vanished(&self) -> bool {
         match self {
-            Self::Scan { source, .. } => source.kind() == StorageErrorKind::NotFound,
-            Self::Pin(PinError::Vanished { .. }) => true,
+            Self::FileGone { .. } | Self::Pin(PinError::Vanished { .. }) => true,
             _ => false,
         }
     }

@@ -17,6 +17,7 @@
 //! - T2 History is left for the tail, and the tail for history, at the position: offsets are immutable within a
 //!   generation, so whatever snapshot is read next only extends what was emitted.
 //! - T3 The tail belongs to the newest generation of the ledger and to the identity that the ledger has for it (H12).
+//! - T5 Positions count only for the incarnation that they were read from, also before the archive has a word for it (H12).
 //! - T4 A hole, a truncation or a foreign log is an error that names it, never a silent jump (H1, H42). It is one only on
 //!   facts in the right order: the ledger must have been read after the log's bounds.
 
@@ -38,6 +39,41 @@ pub struct LiveFacts {
     pub epoch_ends: BTreeMap<Partition, Offset>,
 }
 
+/// Whose log the offsets of a generation count. A generation's number alone does not say so before its first commit: if
+/// the topic is created anew before that, the number goes to the new one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Incarnation {
+    /// The number, as positions have it.
+    pub generation: Generation,
+    /// Whose log it was when it was read.
+    pub identity: Identity,
+}
+
+impl Incarnation {
+    /// The ledger's newest.
+    pub fn newest(ledger: &Ledger) -> Option<Self> {
+        ledger.newest().map(|(generation, era)| Self {
+            generation,
+            identity: era.identity.clone(),
+        })
+    }
+
+    /// The error that says so, where positions of this incarnation are not the ledger's nor, before the first commit, the
+    /// live log's.
+    pub fn contradicts(&self, ledger: &Ledger, live: Option<&Identity>) -> Option<SeamError> {
+        let found = match ledger.generations.get(&self.generation) {
+            Some(era) => &era.identity,
+            None if ledger.newest().is_none() => live?,
+            None => return None,
+        };
+        (!self.identity.agrees(found)).then(|| SeamError::OtherIncarnation {
+            generation: self.generation,
+            read: self.identity.clone(),
+            found: found.clone(),
+        })
+    }
+}
+
 /// Where we are.
 #[derive(Debug, Clone, Copy)]
 pub struct Place<'a> {
@@ -47,6 +83,8 @@ pub struct Place<'a> {
     pub ledger_is_fresh: bool,
     /// Next offsets.
     pub positions: &'a Positions,
+    /// Whose positions those of the newest generation are, where known.
+    pub incarnation: Option<&'a Incarnation>,
     /// Leader epoch of the last record before the position, where known.
     pub epochs: &'a BTreeMap<Partition, i32>,
     /// The partitions asked for; none: all.
@@ -79,6 +117,18 @@ pub enum SeamError {
         archived: Identity,
         /// What the broker says.
         live: Identity,
+    },
+    /// The positions are those of an incarnation that never was archived.
+    #[error(
+        "offsets were read as generation {generation} of {read}, but that generation is of {found}: the topic was created anew before its first commit (or its table was), so the positions mean nothing in it; replay from the beginning"
+    )]
+    OtherIncarnation {
+        /// The generation.
+        generation: Generation,
+        /// Whose log was read.
+        read: Identity,
+        /// Whose log it is.
+        found: Identity,
     },
     /// Between the archive's end and the log's start something is missing.
     #[error(
@@ -152,6 +202,12 @@ fn tail(
     place: &Place<'_>,
     live: &LiveFacts,
 ) -> Result<(Generation, BTreeMap<Partition, StartAt>), SeamError> {
+    let other = place
+        .incarnation
+        .and_then(|before| before.contradicts(place.ledger, Some(&live.identity)));
+    if let Some(problem) = other {
+        return Err(problem);
+    }
     let generation = match place.ledger.newest() {
         None => Generation::FIRST,
         Some((generation, newest)) => {

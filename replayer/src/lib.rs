@@ -22,8 +22,9 @@
 //!
 //! Not promised
 //! - An order across partitions, besides [`Order::Time`] within one pinned snapshot.
-//! - That a topic deleted and made anew between two identity checks (10 s) in the middle of the tail is noticed before
-//!   its first records are handed out: the protocol's fetch does not tell. Before the first live batch it always is.
+//! - That a topic deleted and made anew is noticed where the brokers know no topic ids (before Kafka 2.8): the cluster's
+//!   id and leader epochs are all there is to compare then. With ids it is noticed before a record of the new one is
+//!   handed out.
 //!
 //! Start reading at [`EventStream`], then [`handoff`] and [`history::planner`].
 //!
@@ -67,6 +68,7 @@ pub mod resume;
 pub mod session;
 mod stream;
 mod task;
+mod unproven;
 pub mod verify;
 
 pub use error::{ReplayError, one_line};

@@ -97,7 +97,8 @@ impl Cluster {
         }))
     }
 
-    async fn identity(&self) -> Result<Option<(Identity, Vec<Partition>)>, LogError> {
+    /// Whose log it is now, and its partitions; none where the topic does not exist.
+    pub(crate) async fn identity(&self) -> Result<Option<(Identity, Vec<Partition>)>, LogError> {
         let mut described = self.log.describe(std::slice::from_ref(&self.topic)).await?;
         let Some(info) = described.remove(&self.topic) else {
             return Ok(None);
@@ -173,7 +174,7 @@ impl Tailer {
         &self.starts
     }
 
-    /// Adds partitions. Repeating it with the same ones, before anything of them was polled, is harmless.
+    /// Adds partitions.
     pub(crate) async fn add(
         &mut self,
         starts: BTreeMap<Partition, StartAt>,

@@ -16,6 +16,8 @@ use std::str::FromStr;
 use everlog_common::{Generation, Millis, Offset, Partition, Positions, TopicName};
 use everlog_table::snapshot::{LeaseMode, SnapshotSelector};
 
+use crate::handoff::Incarnation;
+
 /// Numbers of partitions that one list may name.
 const PARTITIONS_MAX: usize = 100_000;
 
@@ -160,6 +162,8 @@ pub struct ReplayRequest {
     pub lease: LeaseMode,
     /// Positions of an earlier run; partitions that are not in there begin at `from`.
     pub start: Option<Positions>,
+    /// Whose positions those of the newest generation in `start` are, as [`crate::EventStream::incarnation`] said.
+    pub incarnation: Option<Incarnation>,
     /// The snapshot that the earlier run was reading: `--order time` goes on in it where it is still there.
     pub resumed_snapshot: Option<i64>,
     /// Memory for decoded rows, read-ahead and the live reader's buffers.
@@ -185,6 +189,7 @@ impl ReplayRequest {
             on_gap: OnGap::Pass,
             lease: LeaseMode::Auto,
             start: None,
+            incarnation: None,
             resumed_snapshot: None,
             memory_bytes: Self::MEMORY_BYTES,
             threads: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),

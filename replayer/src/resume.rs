@@ -2,7 +2,8 @@
 //!
 //! ```json
 //! {"version":1,"run_id":"…","topic":"orders","output":{"kind":"file","path":"/data/orders.jsonl","length":1234},
-//!  "positions":{"0":{"generation":0,"offset":17}},"events":17}
+//!  "positions":{"0":{"generation":0,"offset":17}},"events":17,
+//!  "incarnation":{"generation":0,"cluster_id":"…","topic_id":"…"}}
 //! ```
 //!
 //! - It is written before the first record, so the run id exists before anything that is named after it.
@@ -18,9 +19,13 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use everlog_common::{Offset, Partition, Position, Positions, TopicName};
+use everlog_common::{
+    Generation, Identity, Offset, Partition, Position, Positions, TopicId, TopicName,
+};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+
+use crate::handoff::Incarnation;
 
 const VERSION: u32 = 1;
 
@@ -117,6 +122,8 @@ pub struct ResumeState {
     pub topic: TopicName,
     /// The snapshot that was being read, so that `--order time` merges the same rows again where it is still there.
     pub snapshot_id: Option<i64>,
+    /// Whose log the positions of the newest generation count.
+    pub incarnation: Option<Incarnation>,
     /// Where each partition is.
     pub positions: Positions,
     /// Events emitted so far.
@@ -134,9 +141,21 @@ struct Stored {
     output: OutputState,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     snapshot_id: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    incarnation: Option<StoredIncarnation>,
     events: u64,
     #[serde(deserialize_with = "unique_positions")]
     positions: BTreeMap<String, Position>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoredIncarnation {
+    generation: Generation,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    cluster_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    topic_id: Option<TopicId>,
 }
 
 /// A map that refuses a key given twice: JSON allows it, and the last would win silently.
@@ -177,6 +196,11 @@ impl ResumeState {
             topic: self.topic.clone(),
             output: self.output.clone(),
             snapshot_id: self.snapshot_id,
+            incarnation: self.incarnation.clone().map(|i| StoredIncarnation {
+                generation: i.generation,
+                cluster_id: i.identity.cluster_id,
+                topic_id: i.identity.topic_id,
+            }),
             events: self.events,
             positions: self
                 .positions
@@ -213,6 +237,13 @@ impl ResumeState {
             run_id: stored.run_id,
             topic: stored.topic,
             snapshot_id: stored.snapshot_id,
+            incarnation: stored.incarnation.map(|i| Incarnation {
+                generation: i.generation,
+                identity: Identity {
+                    cluster_id: i.cluster_id,
+                    topic_id: i.topic_id,
+                },
+            }),
             positions,
             events: stored.events,
             output: stored.output,
@@ -297,7 +328,7 @@ impl ResumeFile {
 /// A partition's position as text: `generation:offset`. What travels in a topic's transactions.
 pub(crate) fn parse_position(text: &str) -> Option<Position> {
     let (generation, offset) = text.split_once(':')?;
-    let generation = everlog_common::Generation(generation.parse().ok()?);
+    let generation = Generation(generation.parse().ok()?);
     let offset = Offset::new(offset.parse().ok()?).ok()?;
     let position = Position { generation, offset };
     (position.to_string() == text).then_some(position)
@@ -305,7 +336,6 @@ pub(crate) fn parse_position(text: &str) -> Option<Position> {
 
 #[cfg(test)]
 mod tests {
-    use everlog_common::Generation;
     use proptest::prelude::*;
 
     use super::*;
@@ -324,6 +354,11 @@ mod tests {
 
     fn state() -> impl Strategy<Value = ResumeState> {
         let positions = prop::collection::btree_map(0..i32::MAX, (any::<u32>(), 0..i64::MAX), 0..9);
+        let incarnation = (
+            any::<u32>(),
+            prop::option::of(".{0,9}"),
+            prop::option::of(any::<u128>()),
+        );
         (
             any::<u128>(),
             "[a-z.]{3,9}",
@@ -331,12 +366,20 @@ mod tests {
             positions,
             any::<u64>(),
             output(),
+            prop::option::of(incarnation),
         )
             .prop_map(
-                |(id, topic, snapshot_id, positions, events, output)| ResumeState {
+                |(id, topic, snapshot_id, positions, events, output, incarnation)| ResumeState {
                     run_id: Uuid::from_u128(id),
                     topic: TopicName::new(&format!("t{topic}")).unwrap(),
                     snapshot_id,
+                    incarnation: incarnation.map(|(g, cluster_id, id)| Incarnation {
+                        generation: Generation(g),
+                        identity: Identity {
+                            cluster_id,
+                            topic_id: id.map(|id| TopicId(Uuid::from_u128(id))),
+                        },
+                    }),
                     positions: positions
                         .into_iter()
                         .map(|(p, (g, o))| {
@@ -391,6 +434,11 @@ mod tests {
             ("\"version\":1", "\"version\":2"),
             ("\"events\":0", "\"events\":0,\"more\":1"),
             ("\"events\":0", "\"events\":-1"),
+            ("\"events\":0", "\"events\":0,\"incarnation\":{}"),
+            (
+                "\"events\":0",
+                "\"events\":0,\"incarnation\":{\"generation\":0,\"id\":1}",
+            ),
             ("\"offset\":5", "\"offset\":-5"),
             ("\"0\":{", "\"-1\":{"),
             ("\"0\":{", "\"00\":{"),
@@ -414,6 +462,7 @@ mod tests {
             run_id: Uuid::from_u128(7),
             topic: topic.clone(),
             snapshot_id: None,
+            incarnation: None,
             positions: Positions::new(),
             events: 0,
             output: stdout.clone(),

@@ -135,6 +135,7 @@ impl Session {
         let (output, committed) = Output::open(open).await?;
         if let Some(saved) = &saved {
             request.start = Some(committed.unwrap_or_else(|| saved.positions.clone()));
+            request.incarnation.clone_from(&saved.incarnation);
             request.resumed_snapshot = saved.snapshot_id;
         }
         let events = saved.as_ref().map_or(0, |s| s.events);
@@ -142,6 +143,7 @@ impl Session {
             run_id,
             topic: request.topic.clone(),
             snapshot_id: None,
+            incarnation: None,
             positions: request.start.clone().unwrap_or_default(),
             events,
             output: saved.map_or(initial, |s| s.output),
@@ -244,6 +246,7 @@ impl Session {
         self.state.positions = positions;
         self.state.output = output;
         self.state.snapshot_id = self.stream.snapshot_id();
+        self.state.incarnation = self.stream.incarnation().cloned();
         if let Some(file) = self.file.clone() {
             let state = self.state.clone();
             let saved = tokio::task::spawn_blocking(move || file.save(&state));

@@ -21,15 +21,15 @@ use everlog_common::{
     Clock, EventBatch, Gap, Generation, Identity, Ids, Ledger, Millis, Offset, OffsetRange,
     Partition, Position, Positions, Source,
 };
-use everlog_kafka::{Log, PartitionFault};
+use everlog_kafka::{Log, LogError, PartitionFault};
 use everlog_table::archive::Archive;
 use everlog_table::catalog::Catalog;
 use tokio::task::JoinSet;
 
-pub(crate) use self::open::isolation;
+pub(crate) use self::open::isolation_of;
 use self::switch::{SwitchInput, Switched, switch};
 use crate::error::ReplayError;
-use crate::handoff::{Decision, LiveFacts, Place, decide};
+use crate::handoff::{Decision, Incarnation, LiveFacts, Place, decide};
 use crate::history::lanes::Stops;
 use crate::history::merger::first_at_or_after;
 use crate::history::{History, HistoryItem};
@@ -39,11 +39,12 @@ use crate::progress::{Meter, Progress};
 use crate::rate::RateLimit;
 use crate::request::{From, OnGap, ReplayRequest, Until};
 use crate::task::OwnedTask;
+use crate::unproven::Unproven;
 
 /// The live reader is opened while about so many rows of history are left: enough for it to be ready, too few for it to
 /// become stale.
 const PREPARE_ROWS: u64 = 2_000_000;
-/// The live topic's identity and partitions are looked at so often.
+/// The live topic's partitions, bounds and cluster are looked at so often, whether or not events come.
 const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 /// A wait for live events, at most: bounds how late anything else is noticed.
 const POLL_WAIT: Duration = Duration::from_secs(1);
@@ -106,6 +107,8 @@ pub struct EventStream {
     /// Where every partition is; those that are seeking included.
     reached: Positions,
     positions: Positions,
+    /// Whose positions those of the newest generation are.
+    incarnation: Option<Incarnation>,
     /// Leader epoch of the last record before the position.
     epochs: BTreeMap<Partition, i32>,
     gaps: Vec<Gap>,
@@ -122,6 +125,8 @@ enum State {
     History(Box<ReadingHistory>),
     Switching(OwnedTask<Result<Switched, ReplayError>>),
     Live(Box<ReadingLive>),
+    /// The tail, while partitions are added to it.
+    Growing(OwnedTask<Result<Box<ReadingLive>, LogError>>),
     Ended,
     Failed,
 }
@@ -137,21 +142,34 @@ struct ReadingHistory {
 struct ReadingLive {
     tailer: Tailer,
     identity: Identity,
-    /// The identity was compared after the first events had come, so they are of this incarnation.
+    /// Events that may be of another incarnation yet.
+    unproven: Unproven,
+    /// The look that tells.
+    look: Option<OwnedTask<LookOutcome>>,
+    /// Something was proved to be of this incarnation.
     verified: bool,
-    /// Events that wait for that.
-    held: Vec<TailEvent>,
     check: Option<Check>,
     check_at: Duration,
     lost: Option<(Partition, PartitionFault)>,
     to_add: BTreeMap<Partition, everlog_kafka::StartAt>,
 }
 
+type LookOutcome = Result<Option<Identity>, LogError>;
+type CheckOutcome = Result<Option<LiveFacts>, LogError>;
+
 #[derive(Debug)]
 struct Check {
-    task: OwnedTask<Result<Option<LiveFacts>, everlog_kafka::LogError>>,
+    task: OwnedTask<CheckOutcome>,
     /// Positions when it began: what was read later must not be held against it.
     reached: Positions,
+}
+
+/// What the tail waits for.
+#[derive(Debug)]
+enum Seen {
+    Events(Vec<TailEvent>),
+    Identity(LookOutcome),
+    Facts(CheckOutcome),
 }
 
 #[derive(Debug)]
@@ -179,6 +197,12 @@ impl EventStream {
     /// state, equals going on. A partition of which nothing is known yet is absent: it begins where the request says.
     pub fn positions(&self) -> &Positions {
         &self.positions
+    }
+
+    /// Whose log the positions of the newest generation count: to be kept together with them, for
+    /// [`ReplayRequest::incarnation`]. None while nothing was read of a log that nobody knows.
+    pub fn incarnation(&self) -> Option<&Incarnation> {
+        self.incarnation.as_ref()
     }
 
     /// The snapshot that is, or was last, read; none before the first commit.
@@ -238,6 +262,10 @@ impl EventStream {
                     self.switched(switched);
                 }
                 State::Live(_) => self.step_live().await?,
+                State::Growing(task) => {
+                    let live = task.join().await.map_err(ReplayError::Stopped)??;
+                    self.grown(live);
+                }
                 State::Ended => return Ok(None),
                 State::Failed => return Err(ReplayError::Stopped("the replay")),
             }
@@ -359,6 +387,7 @@ impl EventStream {
             cluster: cluster.clone(),
             ledger: self.ledger.clone(),
             reached,
+            incarnation: self.incarnation.clone(),
             due,
             epochs: self.cut_epochs(),
             memory_bytes: self.context.live_bytes(),
@@ -416,6 +445,7 @@ impl EventStream {
             ledger: self.ledger.clone(),
             snapshot_id: self.snapshot_id,
             reached: self.reached.clone(),
+            incarnation: self.incarnation.clone(),
             due,
             epochs: self.epochs.clone(),
             stops: self.stops.clone(),
@@ -443,6 +473,7 @@ impl EventStream {
                 self.release_keeper();
                 self.keeper = Some(*keeper);
                 self.ledger = ledger;
+                self.incarnation = Incarnation::newest(&self.ledger);
                 self.snapshot_id = Some(snapshot_id);
                 self.state = State::History(Box::new(ReadingHistory {
                     history: *history,
@@ -469,11 +500,16 @@ impl EventStream {
         for (partition, start) in tailer.starts() {
             self.enter(generation, *partition, start.offset);
         }
+        self.incarnation = Some(Incarnation {
+            generation,
+            identity: identity.clone(),
+        });
         self.state = State::Live(Box::new(ReadingLive {
             tailer,
             identity,
+            unproven: Unproven::new(self.context.live_bytes()),
+            look: None,
             verified: false,
-            held: Vec::new(),
             check: None,
             check_at: checked_at + CHECK_INTERVAL,
             lost: None,
@@ -515,79 +551,91 @@ impl EventStream {
             return self.fall(partition, fault);
         }
         if !live.to_add.is_empty() {
-            let starts = live.to_add.clone();
-            live.tailer.add(starts.clone(), &self.reached).await?;
-            live.to_add.clear();
-            let generation = live.tailer.generation();
-            for (partition, start) in starts {
-                self.enter(generation, partition, start.offset);
-            }
+            self.grow();
             return Ok(());
         }
-        let must_check = !live.verified && !live.held.is_empty();
-        if live.check.is_none()
-            && (must_check || now >= live.check_at)
-            && let Some(cluster) = self.context.cluster.clone()
-        {
-            let epochs = self.epochs.clone();
-            let task =
-                OwnedTask::spawn(
-                    "the identity check",
-                    async move { cluster.facts(&epochs).await },
-                );
-            live.check = Some(Check {
-                task,
-                reached: self.reached.clone(),
-            });
-            live.check_at = now + CHECK_INTERVAL;
+        if let Some(cluster) = &self.context.cluster {
+            live.begin_checks(cluster, &self.epochs, &self.reached, now);
         }
-        let check = async {
-            match live.check.as_mut() {
-                Some(check) => check.task.join().await,
-                None => std::future::pending().await,
+        let clock = Arc::clone(&self.context.clock);
+        match live.wait(clock.as_ref(), now).await? {
+            Seen::Events(events) if live.waits_for_proof() => live.unproven.put(events),
+            Seen::Events(events) => self.take_in(events),
+            Seen::Identity(found) => self.looked(found)?,
+            Seen::Facts(Ok(facts)) => self.checked(facts),
+            Seen::Facts(Err(error))
+                if error.is_transient() && (live.verified || live.has_topic_id()) =>
+            {
+                tracing::warn!(%error, "the live topic cannot be checked now");
+                live.check = None;
             }
+            Seen::Facts(Err(error)) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// Adds partitions to the tail.
+    fn grow(&mut self) {
+        let State::Live(mut live) = std::mem::replace(&mut self.state, State::Ended) else {
+            return;
         };
-        let wait = POLL_WAIT.min(live.check_at.saturating_sub(now));
-        if must_check {
-            let facts = check.await.map_err(ReplayError::Stopped)??;
-            return self.checked(facts);
+        let reached = self.reached.clone();
+        let task = async move {
+            let starts = live.to_add.clone();
+            live.tailer.add(starts, &reached).await?;
+            Ok(live)
+        };
+        self.state = State::Growing(OwnedTask::spawn("adding partitions to the tail", task));
+    }
+
+    fn grown(&mut self, mut live: Box<ReadingLive>) {
+        let generation = live.tailer.generation();
+        for (partition, start) in std::mem::take(&mut live.to_add) {
+            self.enter(generation, partition, start.offset);
         }
-        tokio::select! {
-            biased;
-            facts = check => {
-                match facts.map_err(ReplayError::Stopped)? {
-                    Ok(facts) => self.checked(facts),
-                    Err(error) if error.is_transient() && live.verified => {
-                        tracing::warn!(%error, "the live topic's identity cannot be checked now");
-                        live.check = None;
-                        Ok(())
-                    }
-                    Err(error) => Err(error.into()),
-                }
+        self.state = State::Live(live);
+    }
+
+    /// What a look at the topic's identity found, for the events that were fetched before it began.
+    fn looked(&mut self, found: LookOutcome) -> Result<(), ReplayError> {
+        let now = self.context.clock.elapsed();
+        let State::Live(live) = &mut self.state else {
+            return Ok(());
+        };
+        live.look = None;
+        match found {
+            Ok(Some(identity)) if live.is_of(&identity) => {
+                let events = live.prove();
+                self.take_in(events);
             }
-            events = live.tailer.poll(wait) => {
-                let events = events?;
-                if live.verified {
-                    self.take_in(events);
-                } else {
-                    live.held.extend(events);
+            // Deleted, or created anew: what was not proved is not emitted, and the switch finds out.
+            Ok(_) => {
+                self.falls += 1;
+                if self.falls > FALLS_MAX {
+                    return Err(ReplayError::Unsettled(self.context.request.topic.clone()));
                 }
-                Ok(())
+                self.start_switch(None, None);
             }
+            Err(error) if error.is_transient() => {
+                tracing::debug!(%error, "live events wait until the topic's identity is known again");
+                live.unproven.unanswered(now);
+            }
+            Err(error) => return Err(error.into()),
         }
+        Ok(())
     }
 
     /// What the cluster says now, compared with what is being read.
-    fn checked(&mut self, facts: Option<LiveFacts>) -> Result<(), ReplayError> {
+    fn checked(&mut self, facts: Option<LiveFacts>) {
         let due = self.due(&self.reached);
         let State::Live(live) = &mut self.state else {
-            return Ok(());
+            return;
         };
         let reached = live.check.take().map_or_else(Positions::new, |c| c.reached);
         let Some(facts) = facts else {
             // Deleted, or between deletion and re-creation: the switch finds out.
             self.start_switch(None, None);
-            return Ok(());
+            return;
         };
         // While nothing is archived, the identity that the tail began with is all there is to compare.
         let nothing_archived = self.ledger.newest().is_none();
@@ -595,6 +643,7 @@ impl EventStream {
             ledger: &self.ledger,
             ledger_is_fresh: nothing_archived,
             positions: &reached,
+            incarnation: self.incarnation.as_ref(),
             epochs: &self.epochs,
             wanted: due.as_ref(),
         };
@@ -610,19 +659,16 @@ impl EventStream {
                 let new: BTreeMap<_, _> = new.collect();
                 if nothing_archived && !new.is_empty() {
                     self.start_switch(None, None);
-                    return Ok(());
+                    return;
                 }
                 live.to_add = new;
-                if !live.verified {
-                    fail::fail_point!("replay::first_live");
-                    live.verified = true;
-                    let held = std::mem::take(&mut live.held);
-                    self.take_in(held);
+                if !live.verified && live.unproven.is_asked() && !live.has_topic_id() {
+                    let events = live.prove();
+                    self.take_in(events);
                 }
             }
             _ => self.start_switch(None, None),
         }
-        Ok(())
     }
 
     /// A partition cannot be tailed on: back to the switch, which knows what that means.
@@ -736,7 +782,7 @@ impl EventStream {
                 all - done
             }
             State::Ended => return Some(0),
-            State::Switching(_) | State::Live(_) | State::Failed => 0,
+            State::Switching(_) | State::Live(_) | State::Growing(_) | State::Failed => 0,
         };
         let request = &self.context.request;
         match (&self.stops.offsets, request.until) {
@@ -757,8 +803,98 @@ impl EventStream {
     }
 }
 
+impl ReadingLive {
+    /// Whether the brokers know the topic's id, so that a look proves what it is of.
+    fn has_topic_id(&self) -> bool {
+        self.identity.topic_id.is_some()
+    }
+
+    /// Whether what was fetched before a look that found `identity` is of the incarnation that is being read.
+    fn is_of(&self, identity: &Identity) -> bool {
+        self.identity.topic_id == identity.topic_id && self.identity.agrees(identity)
+    }
+
+    /// Whether events wait before they are handed on. Without ids only the first ones do, for one check of everything else.
+    fn waits_for_proof(&self) -> bool {
+        self.has_topic_id() || !self.verified
+    }
+
+    /// Starts what is due of looks and checks.
+    fn begin_checks(
+        &mut self,
+        cluster: &Cluster,
+        epochs: &BTreeMap<Partition, i32>,
+        reached: &Positions,
+        now: Duration,
+    ) {
+        let look_is_due = self.unproven.look_at().is_some_and(|at| at <= now);
+        if look_is_due && self.has_topic_id() {
+            self.unproven.look_began(now);
+            let cluster = cluster.clone();
+            let look = async move { Ok(cluster.identity().await?.map(|(identity, _)| identity)) };
+            self.look = Some(OwnedTask::spawn("the look at the topic's identity", look));
+        }
+        let first = look_is_due && !self.has_topic_id() && !self.verified;
+        if self.check.is_none() && (first || now >= self.check_at) {
+            if first {
+                self.unproven.look_began(now);
+            }
+            let (cluster, epochs) = (cluster.clone(), epochs.clone());
+            let check = async move { cluster.facts(&epochs).await };
+            self.check = Some(Check {
+                task: OwnedTask::spawn("the check of the live topic", check),
+                reached: reached.clone(),
+            });
+            self.check_at = now + CHECK_INTERVAL;
+        }
+    }
+
+    /// What comes next: events, or an answer. Cancel-safe.
+    async fn wait(&mut self, clock: &dyn Clock, now: Duration) -> Result<Seen, ReplayError> {
+        // What is under way is waited for by itself.
+        let check_at = Some(self.check_at).filter(|_| self.check.is_none());
+        // Without ids the check is the look.
+        let look_at = self.unproven.look_at();
+        let look_at = look_at.filter(|_| self.has_topic_id() || self.check.is_none());
+        let due = check_at.into_iter().chain(look_at).min();
+        let wait = due.map_or(POLL_WAIT, |due| POLL_WAIT.min(due.saturating_sub(now)));
+        let full = self.unproven.is_full();
+        let (tailer, look, check) = (&mut self.tailer, &mut self.look, &mut self.check);
+        let events = async {
+            if full {
+                clock.sleep(wait).await;
+                return Ok(Vec::new());
+            }
+            tailer.poll(wait).await
+        };
+        tokio::select! {
+            biased;
+            facts = answer(check.as_mut().map(|c| &mut c.task)) => Ok(Seen::Facts(facts?)),
+            found = answer(look.as_mut()) => Ok(Seen::Identity(found?)),
+            events = events => Ok(Seen::Events(events?)),
+        }
+    }
+
+    /// The events that a look has proved to be of this incarnation.
+    fn prove(&mut self) -> Vec<TailEvent> {
+        if !self.verified {
+            fail::fail_point!("replay::first_live");
+            self.verified = true;
+        }
+        self.unproven.proved()
+    }
+}
+
+/// A task's result; never, where there is no task.
+async fn answer<T: Send + 'static>(task: Option<&mut OwnedTask<T>>) -> Result<T, ReplayError> {
+    match task {
+        Some(task) => task.join().await.map_err(ReplayError::Stopped),
+        None => std::future::pending().await,
+    }
+}
+
 impl Context {
-    /// The live reader's part of the memory.
+    /// The live reader's part of the memory; what waits to be proved may take as much.
     fn live_bytes(&self) -> usize {
         self.request.memory_bytes / 4
     }

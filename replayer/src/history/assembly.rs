@@ -3,14 +3,15 @@
 //!
 //! Memory: what waits in lanes stays within [`Limits::hold_bytes`]. Beyond three quarters of it reading goes by *focus*:
 //! only what the heaviest lane (or, by time, the lane without a next row) waits for. Beyond all of it the farthest rows
-//! are given up and decoded again when their turn comes. So any layout is read in bounded memory; a layout that keeps
+//! are given up and decoded again when their turn comes. Below a quarter of it a few rows of a partition wait for more, so
+//! that they become batches. So any layout is read in bounded memory; a layout that keeps
 //! to the order of the log is read once.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use everlog_common::{EventColumns, Gap, Offset, Partition};
 
-use super::merger::{LaneSpec, MergeError, Merger, Rows, Step};
+use super::merger::{LaneSpec, MergeError, Merger, Release, Rows, Step};
 use super::planner::{FileFacts, GroupFacts, Needed, NodeId, Planner, Unit, Window};
 use super::timeline::{TimeStep, Timeline};
 use crate::request::Order;
@@ -62,6 +63,9 @@ pub struct Assembly {
     limits: Limits,
     /// Lanes that may have something to give.
     active: BTreeSet<Partition>,
+    /// Whether a few rows of a partition wait for more of it: until memory gets short, so that topics of many quiet
+    /// partitions, whose commits hold a row or two of each, do not come out row by row.
+    patient: bool,
     unfinished: usize,
     /// The lane that everything is read for while memory is short; by time, the one whose next row is not known.
     focus: Option<Partition>,
@@ -90,6 +94,7 @@ impl Assembly {
             limits,
             unfinished: active.len(),
             active,
+            patient: true,
             focus: None,
             decoding: BTreeMap::new(),
             opening: 0,
@@ -113,9 +118,16 @@ impl Assembly {
     }
 
     fn next_by_partition(&mut self) -> Result<Ready, MergeError> {
+        if self.merger.held_bytes() >= self.limits.hold_bytes / 4 {
+            self.patient = false;
+        }
+        let how = Release {
+            bytes_max: BATCH_BYTES_MAX,
+            patient: self.patient,
+        };
         while let Some(partition) = self.active.first().copied() {
             let barrier = self.planner.barrier(partition);
-            match self.merger.release(partition, barrier, BATCH_BYTES_MAX)? {
+            match self.merger.release(partition, barrier, how)? {
                 Step::Rows(rows) => return Ok(Ready::Rows(rows)),
                 Step::Gap(gap) => return Ok(Ready::Gap(gap)),
                 Step::Blocked => {
@@ -127,6 +139,8 @@ impl Assembly {
                 }
             }
         }
+        // Not before everything that waited is out: else it would go on row by row at the border.
+        self.patient = true;
         Ok(if self.unfinished == 0 {
             Ready::Finished
         } else {
@@ -140,9 +154,13 @@ impl Assembly {
         };
         let (planner, merger) = (&mut self.planner, &mut self.merger);
         let share = self.limits.hold_bytes / 2 / self.active.len().max(1);
+        let how = Release {
+            bytes_max: share.min(BATCH_BYTES_MAX),
+            patient: false,
+        };
         let step = timeline.next(|partition| {
             let barrier = planner.barrier(partition);
-            let step = merger.release(partition, barrier, share.min(BATCH_BYTES_MAX))?;
+            let step = merger.release(partition, barrier, how)?;
             if let (Step::Finished, Some(end)) = (&step, merger.position(partition)) {
                 planner.end_at(partition, end);
             }
@@ -164,8 +182,10 @@ impl Assembly {
         if self.focus == Some(partition) {
             self.focus = None;
         }
-        if let Some(end) = self.merger.position(partition) {
-            self.planner.end_at(partition, end);
+        if let Some(end) = self.merger.position(partition)
+            && self.planner.end_at(partition, end)
+        {
+            self.wake();
         }
     }
 
@@ -199,7 +219,9 @@ impl Assembly {
     pub fn work(&mut self) -> Option<Work> {
         let held =
             self.merger.held_bytes() + self.timeline.as_ref().map_or(0, Timeline::held_bytes);
-        let short = held > self.limits.hold_bytes / 4 * 3;
+        // By partition the focus stays until half of the memory is free again: what else was read meanwhile would be given up.
+        let by_time = self.timeline.is_some();
+        let short = held > self.limits.hold_bytes / 4 * 3 || (self.focus.is_some() && !by_time);
         let weight: usize = self.decoding.values().map(|u| u.origin.bytes).sum();
         let full = self.decoding.len() >= self.limits.units || weight >= self.limits.decode_bytes;
         if let Some(partition) = self.focus.filter(|_| !full) {
@@ -214,7 +236,9 @@ impl Assembly {
         if short && !(idle && self.focus.is_none()) {
             return None;
         }
-        if !full && let Some(unit) = self.planner.take_unit() {
+        // What was given up once is not read ahead again before there is room to keep it.
+        let room = idle || held < self.limits.hold_bytes / 2;
+        if !full && let Some(unit) = self.planner.take_unit(room) {
             return Some(self.decode(unit));
         }
         // Opened row groups may wait for a file that comes before them in turn.

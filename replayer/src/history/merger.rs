@@ -22,6 +22,8 @@ use super::planner::{Origin, Unit, Window};
 pub const BATCH_ROWS_MAX: usize = 64 << 10;
 /// Runs shorter than this are put together, so that finely interleaved or tiny files do not become tiny batches.
 const SLICE_ROWS_MIN: usize = 512;
+/// Rows that weigh more than this do not wait for others.
+const FEW_BYTES: usize = 1 << 20;
 /// One row group's runs of a partition are put together where they have fewer rows than this, and weigh little.
 const TINY_ROWS: usize = 64;
 const TINY_BYTES: usize = 8 << 20;
@@ -105,6 +107,15 @@ pub struct LaneSpec {
     pub until_timestamp: Option<i64>,
 }
 
+/// How rows are released.
+#[derive(Debug, Clone, Copy)]
+pub struct Release {
+    /// Bytes of one batch, about, at most.
+    pub bytes_max: usize,
+    /// Whether a few rows wait for more of their partition, while more is to come.
+    pub patient: bool,
+}
+
 /// What a lane gives.
 #[derive(Debug)]
 pub enum Step {
@@ -136,10 +147,13 @@ struct Run {
     origin: Origin,
 }
 
+/// What a run costs beside its rows: a thousand partitions' runs of one row each weigh more by themselves than by those.
+pub(super) const RUN_BYTES: usize = size_of::<Run>();
+
 impl Run {
     fn new(columns: EventColumns, origin: Origin) -> Self {
         Self {
-            bytes: columns.bytes(),
+            bytes: columns.bytes() + RUN_BYTES,
             columns,
             origin,
         }
@@ -147,6 +161,11 @@ impl Run {
 
     fn first(&self) -> Offset {
         self.columns.first_offset().unwrap_or_default()
+    }
+
+    /// What one of its rows weighs, about.
+    fn row_bytes(&self) -> usize {
+        ((self.bytes - RUN_BYTES) / self.columns.len().max(1)).max(1)
     }
 }
 
@@ -160,6 +179,8 @@ struct Lane {
     /// By first offset; two runs may begin at the same one (a duplicate, found at release).
     runs: BTreeMap<(Offset, u64), Run>,
     bytes: usize,
+    /// Rows in all runs.
+    waiting: usize,
     stopped: bool,
     finished: bool,
 }
@@ -183,6 +204,7 @@ impl Merger {
                 rows: 0,
                 runs: BTreeMap::new(),
                 bytes: 0,
+                waiting: 0,
                 stopped: false,
                 finished: false,
                 spec,
@@ -296,26 +318,23 @@ impl Merger {
             });
         }
         let run = Run::new(columns, origin);
-        lane.bytes += run.bytes;
         self.bytes += run.bytes;
-        lane.runs.insert((first, self.next_run), run);
-        self.next_run += 1;
+        lane.insert(first, run, &mut self.next_run);
         Ok(())
     }
 
-    /// The next step of `partition`, of about `bytes_max` at most. `barrier` is what
-    /// [`super::planner::Planner::barrier`] says now.
+    /// The next step of `partition`, as `how` says. `barrier` is what [`super::planner::Planner::barrier`] says now.
     pub fn release(
         &mut self,
         partition: Partition,
         barrier: Option<Offset>,
-        bytes_max: usize,
+        how: Release,
     ) -> Result<Step, MergeError> {
         let Some(lane) = self.lanes.get_mut(&partition) else {
             return Ok(Step::Finished);
         };
         let before = lane.bytes;
-        let step = lane.release(barrier, bytes_max, &mut self.next_run);
+        let step = lane.release(barrier, how, &mut self.next_run);
         self.bytes = self.bytes + lane.bytes - before;
         step
     }
@@ -327,7 +346,7 @@ impl Merger {
             .values()
             .flat_map(|l| l.runs.values())
             .filter(|r| r.origin == origin)
-            .map(|r| r.bytes)
+            .map(|r| r.bytes - RUN_BYTES)
             .sum();
         if held == 0 || held > origin.bytes / 2 {
             return Ok(());
@@ -381,7 +400,7 @@ impl Lane {
     fn release(
         &mut self,
         barrier: Option<Offset>,
-        bytes_max: usize,
+        how: Release,
         next_run: &mut u64,
     ) -> Result<Step, MergeError> {
         if self.finished {
@@ -396,13 +415,19 @@ impl Lane {
             if let Some(offset) = head.filter(inside) {
                 return Err(MergeError::InGap { offset, gap });
             }
-            if complete >= gap.start && head.is_none_or(|h| h >= gap.start) {
+            // Passed once it is known that no row lies in it.
+            let behind = gap.end.map_or(gap.start, |gap_end| gap_end.min(end));
+            if complete >= behind && head.is_none_or(|h| h >= gap.start) {
                 return Ok(self.pass(gap));
             }
             stop = stop.min(gap.start);
         }
+        let few = self.waiting < SLICE_ROWS_MIN && self.bytes < FEW_BYTES;
+        if how.patient && few && complete < end {
+            return Ok(Step::Blocked);
+        }
         if head.is_some_and(|h| h < stop) {
-            let columns = self.take_below(stop, bytes_max, next_run)?;
+            let columns = self.take_below(stop, how.bytes_max, next_run)?;
             return Ok(self.emit(columns));
         }
         if complete < end {
@@ -464,7 +489,20 @@ impl Lane {
         self.spec.rows_due = None;
         self.gaps.clear();
         self.runs.clear();
-        self.bytes = 0;
+        (self.bytes, self.waiting) = (0, 0);
+    }
+
+    fn insert(&mut self, first: Offset, run: Run, next_run: &mut u64) {
+        self.bytes += run.bytes;
+        self.waiting += run.columns.len();
+        self.runs.insert((first, *next_run), run);
+        *next_run += 1;
+    }
+
+    fn taken(&mut self, run: Run) -> Run {
+        self.bytes -= run.bytes;
+        self.waiting -= run.columns.len();
+        run
     }
 
     fn finish(&mut self) -> Result<(), MergeError> {
@@ -491,7 +529,7 @@ impl Lane {
         let mut runs = self.runs.iter();
         let (key, first) = runs.next().expect("the caller saw a row below `stop`");
         let key = *key;
-        let per_row = (first.bytes / first.columns.len().max(1)).max(1);
+        let per_row = first.row_bytes();
         let rows_max = (bytes_max / per_row).clamp(1, BATCH_ROWS_MAX);
         let second = runs.next().map(|((offset, _), _)| *offset);
         let until = second.map_or(stop, |second| second.min(stop));
@@ -511,13 +549,10 @@ impl Lane {
         let Some(run) = self.runs.remove(&key) else {
             return;
         };
-        self.bytes -= run.bytes;
+        let run = self.taken(run);
         let rest = run.columns.slice(rows, run.columns.len() - rows);
         if let Some(first) = rest.first_offset() {
-            let rest = Run::new(rest, run.origin);
-            self.bytes += rest.bytes;
-            self.runs.insert((first, *next_run), rest);
-            *next_run += 1;
+            self.insert(first, Run::new(rest, run.origin), next_run);
         }
     }
 
@@ -536,8 +571,7 @@ impl Lane {
             .copied()
             .collect();
         let share = |run: &Run| {
-            let per_row = (run.bytes / run.columns.len().max(1)).max(1);
-            let rows = (bytes_max / per_row).min(rows_max);
+            let rows = (bytes_max / run.row_bytes()).min(rows_max);
             (rows / keys.len()).max(1)
         };
         // Each run gives at most its share of rows, so the merge may not pass the first row that a run keeps back, nor the
@@ -577,7 +611,7 @@ impl Lane {
         next_run: &mut u64,
     ) -> Result<(Origin, OffsetRange), MergeError> {
         let (_, run) = self.runs.pop_last().expect("can_shrink was asked");
-        self.bytes -= run.bytes;
+        let run = self.taken(run);
         let rows = run.columns.len();
         let whole = !self.runs.is_empty() && run.bytes <= over;
         let keep = if whole {
@@ -590,9 +624,7 @@ impl Lane {
         let gone = run.columns.slice(keep, rows - keep);
         if keep > 0 {
             let kept = Run::new(copy_rows(&run.columns, keep)?, run.origin);
-            self.bytes += kept.bytes;
-            self.runs.insert((kept.first(), *next_run), kept);
-            *next_run += 1;
+            self.insert(kept.first(), kept, next_run);
         }
         let first = gone.first_offset().unwrap_or_default();
         let last = gone.last_offset().unwrap_or_default();

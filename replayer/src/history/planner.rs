@@ -260,8 +260,9 @@ impl Planner {
         None
     }
 
-    /// The next row group to decode, by hint; none while a file that comes before it is not opened yet.
-    pub fn take_unit(&mut self) -> Option<Unit> {
+    /// The next row group to decode, by hint; none while a file that comes before it is not opened yet. Those that were
+    /// given up come last, and only where `again` says so.
+    pub fn take_unit(&mut self, again: bool) -> Option<Unit> {
         while let Some((turn, id)) = self.groups.first().copied() {
             if self.drop_if_unwanted(id) {
                 continue;
@@ -272,7 +273,8 @@ impl Planner {
                 .into_iter()
                 .chain(self.opening.first())
                 .min();
-            if first_file.is_some_and(|file| *file < (turn, id)) {
+            let given_up = turn.hint == Hint::LAST;
+            if first_file.is_some_and(|file| *file < (turn, id)) || (given_up && !again) {
                 return None;
             }
             return self.take_group(id);
@@ -353,12 +355,24 @@ impl Planner {
         self.add(turn, kind, Extent::Ranges(ranges));
     }
 
-    /// Nothing at or beyond `until` is wanted of `partition` any more.
-    pub fn end_at(&mut self, partition: Partition, until: Offset) {
-        if let Some(lane) = self.lane(partition) {
-            let window = &mut self.lanes[lane].1;
-            window.until = window.until.min(until);
+    /// Nothing at or beyond `until` is wanted of `partition` any more. Nodes that nobody wants then block nobody; gives
+    /// whether there were any, which may have been all that other partitions waited for.
+    pub fn end_at(&mut self, partition: Partition, until: Offset) -> bool {
+        let Some(lane) = self.lane(partition) else {
+            return false;
+        };
+        let window = &mut self.lanes[lane].1;
+        if window.until <= until {
+            return false;
         }
+        window.until = until;
+        let nodes = self.nodes.iter().filter(|(_, node)| !node.taken);
+        let unwanted = nodes.filter(|(_, node)| !self.wants(&node.extent));
+        let unwanted: Vec<NodeId> = unwanted.map(|(id, _)| *id).collect();
+        for id in &unwanted {
+            self.remove(*id);
+        }
+        !unwanted.is_empty()
     }
 
     fn lane(&self, partition: Partition) -> Option<usize> {
@@ -636,12 +650,12 @@ mod tests {
         );
         let (node, number) = planner.take_file().unwrap();
         assert_eq!(number, 0);
-        assert_eq!(planner.take_unit(), None, "nothing is opened yet");
+        assert_eq!(planner.take_unit(true), None, "nothing is opened yet");
         assert_eq!(
             planner.opened(node, vec![group(0, bounds((0, 1), (0, 9)))]),
             1
         );
-        let unit = planner.take_unit().unwrap();
+        let unit = planner.take_unit(true).unwrap();
         assert_eq!(
             planner.barrier(partition(1)),
             Some(offset(0)),
@@ -684,13 +698,13 @@ mod tests {
         let (first, _) = planner.take_file().unwrap();
         let (second, _) = planner.take_file().unwrap();
         planner.opened(second, vec![group(0, bounds((1, 1), (0, 9)))]);
-        assert_eq!(planner.take_unit(), None);
+        assert_eq!(planner.take_unit(true), None);
         assert!(
             matches!(planner.take_for(partition(1)), Some(Needed::Unit(u)) if u.origin.file == 1)
         );
         assert_eq!(planner.take_for(partition(0)), None, "it is being opened");
         planner.opened(first, vec![]);
-        assert!(planner.take_unit().is_none() && planner.barrier(partition(0)).is_none());
+        assert!(planner.take_unit(true).is_none() && planner.barrier(partition(0)).is_none());
     }
 
     #[test]
@@ -701,7 +715,7 @@ mod tests {
         );
         let (node, _) = planner.take_file().unwrap();
         planner.opened(node, vec![group(0, Extent::Unknown)]);
-        let unit = planner.take_unit().unwrap();
+        let unit = planner.take_unit(true).unwrap();
         planner.decoded(unit.node);
         let range = OffsetRange::new(offset(20), offset(30)).unwrap();
         planner.put_back(unit.origin, vec![(partition(0), range)]);
@@ -709,8 +723,8 @@ mod tests {
         let (node, number) = planner.take_file().unwrap();
         assert_eq!(number, 1);
         planner.opened(node, vec![group(0, bounds((0, 0), (50, 60)))]);
-        assert_eq!(planner.take_unit().unwrap().origin.file, 1);
-        let again = planner.take_unit().unwrap();
+        assert_eq!(planner.take_unit(true).unwrap().origin.file, 1);
+        let again = planner.take_unit(true).unwrap();
         assert!(again.again && again.origin == unit.origin);
     }
 
@@ -723,7 +737,8 @@ mod tests {
                 file(1, bounds((0, 0), (10, 19))),
             ],
         );
-        planner.end_at(partition(0), offset(5));
+        assert!(planner.end_at(partition(0), offset(5)));
+        assert_eq!(planner.barrier(partition(0)), Some(offset(0)));
         assert_eq!(planner.take_file().map(|f| f.1), Some(0));
         assert_eq!(planner.take_file(), None);
     }

@@ -222,8 +222,9 @@ async fn decode(
 }
 
 fn scan_error(file: &PlannedFile, source: ScanError) -> ReplayError {
-    ReplayError::Scan {
-        holds: facts::describe(file),
-        source,
+    let holds = facts::describe(file);
+    if source.kind() == StorageErrorKind::NotFound {
+        return ReplayError::FileGone { holds, source };
     }
+    ReplayError::Scan { holds, source }
 }

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use everlog_common::{Generation, Ledger, Offset, Partition};
 use everlog_kafka::Isolation;
-use everlog_table::archive::{Archive, ArchiveDeps};
+use everlog_table::archive::{Archive, ArchiveDeps, ArchiveError};
+use everlog_table::catalog::LoadedTable;
 use everlog_table::snapshot::{PinError, PinnedSnapshot, SnapshotSelector};
 use everlog_table::summary::ISOLATION;
 use tokio::task::JoinSet;
@@ -14,7 +15,7 @@ use tokio::task::JoinSet;
 use super::switch::reading;
 use super::{Components, Context, EventStream, ReadingHistory, State};
 use crate::error::ReplayError;
-use crate::handoff::{LiveFacts, SeamError, other_cluster};
+use crate::handoff::{Incarnation, LiveFacts, SeamError, other_cluster};
 use crate::history::lanes::{Selection, Stops};
 use crate::history::{History, find_timestamp};
 use crate::keeper::Keeper;
@@ -43,7 +44,7 @@ impl EventStream {
             Some(log) => Some(Cluster {
                 log: Arc::clone(log),
                 topic: request.topic.clone(),
-                isolation: isolation(pinned.as_ref()),
+                isolation: isolation(&archive, pinned.as_ref()).await?,
                 clock: Arc::clone(&components.clock),
             }),
             None if ends_in_history(&request, &ledger) => None,
@@ -63,14 +64,20 @@ impl EventStream {
             cluster,
             clock: components.clock,
         });
-        Self::begin(context, pinned, ledger, stops).await
+        let incarnation = Incarnation::newest(&ledger).or_else(|| {
+            facts.map(|facts| Incarnation {
+                generation: Generation::FIRST,
+                identity: facts.identity,
+            })
+        });
+        Self::begin(context, pinned, ledger, (stops, incarnation)).await
     }
 
     async fn begin(
         context: Arc<Context>,
         pinned: Option<PinnedSnapshot>,
         ledger: Ledger,
-        stops: Stops,
+        (stops, incarnation): (Stops, Option<Incarnation>),
     ) -> Result<Self, ReplayError> {
         let request = &context.request;
         let mut starts = request.start.clone().unwrap_or_default();
@@ -130,6 +137,7 @@ impl EventStream {
             seeking,
             reached,
             positions,
+            incarnation,
             epochs: BTreeMap::new(),
             gaps: Vec::new(),
             rate: request
@@ -198,13 +206,23 @@ async fn pin(
     }
 }
 
-/// The isolation that the archive was written with, so that both tiers show the same records.
-pub(crate) fn isolation(pinned: Option<&PinnedSnapshot>) -> Isolation {
-    let recorded = pinned.and_then(|p| p.table().metadata.properties().get(ISOLATION));
-    if recorded.is_some_and(|name| name == Isolation::ReadUncommitted.as_str()) {
-        Isolation::ReadUncommitted
-    } else {
-        Isolation::ReadCommitted
+/// The isolation that the archive is written with, also before its first commit, so that both tiers show the same records.
+async fn isolation(
+    archive: &Archive,
+    pinned: Option<&PinnedSnapshot>,
+) -> Result<Isolation, ArchiveError> {
+    match pinned {
+        Some(pinned) => Ok(isolation_of(pinned.table())),
+        None => Ok(isolation_of(&archive.state().await?.table)),
+    }
+}
+
+/// The isolation that a table records.
+pub(crate) fn isolation_of(table: &LoadedTable) -> Isolation {
+    let recorded = table.metadata.properties().get(ISOLATION);
+    match recorded.map(String::as_str) {
+        Some(name) if name == Isolation::ReadUncommitted.as_str() => Isolation::ReadUncommitted,
+        _ => Isolation::ReadCommitted,
     }
 }
 
@@ -279,6 +297,14 @@ fn check(
     if let (Some(facts), Some((generation, newest))) = (facts, ledger.newest())
         && let Some(source) = other_cluster(generation, &newest.identity, &facts.identity)
     {
+        return Err(ReplayError::Seam {
+            topic: request.topic.clone(),
+            source,
+        });
+    }
+    let live = facts.map(|f| &f.identity);
+    let before = request.incarnation.as_ref();
+    if let Some(source) = before.and_then(|i| i.contradicts(ledger, live)) {
         return Err(ReplayError::Seam {
             topic: request.topic.clone(),
             source,

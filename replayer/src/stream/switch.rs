@@ -13,7 +13,7 @@ use everlog_kafka::StartAt;
 use everlog_table::snapshot::{PinError, PinnedSnapshot, SnapshotSelector};
 
 use super::{Context, ReplayError};
-use crate::handoff::{Decision, LiveFacts, Place, SeamError, decide};
+use crate::handoff::{Decision, Incarnation, LiveFacts, Place, SeamError, decide};
 use crate::history::lanes::{Selection, Stops};
 use crate::history::{History, Reading};
 use crate::keeper::Keeper;
@@ -34,6 +34,8 @@ pub(super) struct SwitchInput {
     pub(super) ledger: Ledger,
     pub(super) snapshot_id: Option<i64>,
     pub(super) reached: Positions,
+    /// Whose positions those of the newest generation are.
+    pub(super) incarnation: Option<Incarnation>,
     /// The partitions that are still to be read; none: whatever there is.
     pub(super) due: Option<BTreeSet<Partition>>,
     pub(super) epochs: BTreeMap<Partition, i32>,
@@ -74,6 +76,7 @@ pub(super) struct Preparing {
     pub(super) ledger: Ledger,
     /// Where partitions will be when history ends.
     pub(super) reached: Positions,
+    pub(super) incarnation: Option<Incarnation>,
     pub(super) due: Option<BTreeSet<Partition>>,
     pub(super) epochs: BTreeMap<Partition, i32>,
     pub(super) memory_bytes: usize,
@@ -86,6 +89,7 @@ pub(super) async fn prepare(input: Preparing) -> Option<Tailer> {
         ledger: &input.ledger,
         ledger_is_fresh: false,
         positions: &input.reached,
+        incarnation: input.incarnation.as_ref(),
         epochs: &input.epochs,
         wanted: input.due.as_ref(),
     };
@@ -227,6 +231,7 @@ impl SwitchInput {
             ledger: &self.ledger,
             ledger_is_fresh,
             positions: &self.reached,
+            incarnation: self.incarnation.as_ref(),
             epochs: &self.epochs,
             wanted: self.due.as_ref(),
         }
@@ -235,6 +240,10 @@ impl SwitchInput {
     /// What a newer snapshot has beyond the positions; none where it has nothing.
     async fn history(&self, pinned: &PinnedSnapshot) -> Result<Option<History>, ReplayError> {
         let request = &self.context.request;
+        let before = self.incarnation.as_ref();
+        if let Some(problem) = before.and_then(|i| i.contradicts(&pinned.ledger, None)) {
+            return Err(seam(&self.context, problem));
+        }
         let selection = Selection {
             ledger: &pinned.ledger,
             positions: &self.reached,

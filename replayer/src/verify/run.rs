@@ -28,7 +28,7 @@ use crate::history::{History, HistoryItem, Reading};
 use crate::keeper::Keeper;
 use crate::live::Cluster;
 use crate::request::{From, Order};
-use crate::stream::{Components, isolation};
+use crate::stream::{Components, isolation_of};
 
 /// Requests to the object store at once.
 const REQUESTS: usize = 16;
@@ -116,7 +116,7 @@ impl Run<'_> {
         self.history(archive).await?;
         let location = pinned.table().metadata.location().to_owned();
         let planned = self.manifests(&pinned).await;
-        let reading_isolation = isolation(Some(&pinned));
+        let reading_isolation = isolation_of(pinned.table());
         let storage = pinned.storage().clone();
         let keeper = Keeper::new(pinned, Arc::clone(&self.components.clock));
         let done = match planned {

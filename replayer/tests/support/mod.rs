@@ -16,12 +16,15 @@ use async_trait::async_trait;
 use everlog_common::clock::SeededIds;
 use everlog_common::record::RunningHash;
 use everlog_common::{
-    Advance, Clock, EventBatch, EventColumns, GapReason, Generation, Identity, Ledger, Millis,
-    Offset, OffsetRange, Partition, Positions, Segment, TopicName, TopicPartition,
+    Advance, Clock, EventBatch, EventColumns, GapReason, Generation, Identity, Ledger, LogBounds,
+    Millis, Offset, OffsetRange, Partition, Positions, Segment, TopicName, TopicPartition,
 };
 use everlog_kafka::memory::{MemoryLog, MemoryRecord};
-use everlog_kafka::{Isolation, Log, Membership, ReaderEvent, ReaderOptions, StartAt};
-use everlog_replayer::{Components, EventStream, ReplayError, ReplayRequest};
+use everlog_kafka::{
+    Isolation, Log, LogError, LogReader, Membership, OffsetAtTime, ReaderEvent, ReaderOptions,
+    StartAt, TopicConfig, TopicInfo,
+};
+use everlog_replayer::{Components, EventStream, From, ReplayError, ReplayRequest, Until};
 use everlog_table::archive::{AppendRequest, Archive, ArchiveDeps, CommitOutcome};
 use everlog_table::catalog::Catalog;
 use everlog_table::catalog::memory::MemoryCatalog;
@@ -33,7 +36,10 @@ use object_store::memory::InMemory;
 /// 14 November 2023, behind any machine's clock.
 const BEGIN: i64 = 1_700_000_000_000;
 
+/// The topic of most tests.
+pub const T: &str = "t";
 pub const NAMESPACE: &str = "lake";
+pub const WAREHOUSE: &str = "memory:///lake";
 
 /// Tokio's time, which a test may pause: then it jumps to the next timer whenever nobody has work.
 #[derive(Debug)]
@@ -72,8 +78,61 @@ pub fn tp(name: &str, n: i32) -> TopicPartition {
     TopicPartition::new(topic(name), p(n))
 }
 
+pub fn request() -> ReplayRequest {
+    ReplayRequest::new(topic(T))
+}
+
+pub fn until(until: Until) -> ReplayRequest {
+    ReplayRequest { until, ..request() }
+}
+
+pub fn from(from: From) -> ReplayRequest {
+    ReplayRequest { from, ..request() }
+}
+
+/// A topic of which one part is archived and the rest is live.
+pub async fn half_archived(partitions: usize, rows: usize) -> (World, MemoryLog, Produced) {
+    let (world, log, _) = World::in_memory();
+    log.create_topic(&topic(T), partitions);
+    let mut produced = Produced::default();
+    for n in 0..partitions {
+        produced.produce(&log, &topic(T), i32::try_from(n).unwrap(), rows);
+    }
+    world.commit_all(&topic(T), 37).await;
+    for n in 0..partitions {
+        produced.produce(&log, &topic(T), i32::try_from(n).unwrap(), rows);
+    }
+    (world, log, produced)
+}
+
+/// Reads until `count` events came.
+pub async fn read_some(stream: &mut EventStream, replayed: &mut Replayed, count: usize) {
+    while replayed.count() < count {
+        let next = tokio::time::timeout(Duration::from_secs(300), stream.next()).await;
+        match next.expect("events come").unwrap() {
+            Some(batch) => replayed.take(&batch),
+            None => return,
+        }
+    }
+}
+
+/// Reads to the error that must come; what came before it is in `replayed`.
+pub async fn read_to_error(stream: &mut EventStream, replayed: &mut Replayed) -> ReplayError {
+    loop {
+        let next = tokio::time::timeout(Duration::from_secs(300), stream.next()).await;
+        match next.expect("an end comes") {
+            Ok(Some(batch)) => replayed.take(&batch),
+            Ok(None) => panic!("it ended without an error"),
+            Err(error) => return error,
+        }
+    }
+}
+
 /// (generation, partition) → offset and value, in order of emission.
 pub type Emitted = BTreeMap<(u32, i32), Vec<(i64, String)>>;
+
+/// What other engines do to a table.
+pub mod engine;
 
 #[derive(Debug)]
 pub struct World {
@@ -93,7 +152,7 @@ impl World {
         let store = Arc::new(InMemory::new());
         let catalog = Arc::new(MemoryCatalog::new(
             store,
-            "memory:///lake",
+            WAREHOUSE,
             Arc::clone(&clock),
             ids,
         ));
@@ -126,6 +185,14 @@ impl World {
             catalog: Arc::clone(&self.catalog),
             clock: Arc::clone(&self.clock),
             ids: self.ids(),
+        }
+    }
+
+    /// The same world behind a network that makes every answer wait a moment, before and after it is given.
+    pub fn hesitant(&self) -> Components {
+        Components {
+            log: Some(Arc::new(HesitantLog(Arc::clone(&self.log)))),
+            ..self.components()
         }
     }
 
@@ -429,5 +496,120 @@ impl Produced {
             );
         }
         assert_eq!(replayed.count(), self.count());
+    }
+}
+
+/// A log whose requests and readers give way to other tasks at every step, so that whoever waits for them can be stopped there.
+#[derive(Debug)]
+struct HesitantLog(Arc<dyn Log>);
+
+/// See [`HesitantLog`]. What was fetched is handed over without a step in between: that is what readers promise.
+#[derive(Debug)]
+struct HesitantReader(Box<dyn LogReader>);
+
+async fn hesitate() {
+    for _ in 0..2 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[async_trait]
+impl Log for HesitantLog {
+    async fn cluster_id(&self) -> Result<Option<String>, LogError> {
+        hesitate().await;
+        self.0.cluster_id().await
+    }
+
+    async fn topics(&self) -> Result<Vec<TopicInfo>, LogError> {
+        hesitate().await;
+        self.0.topics().await
+    }
+
+    async fn describe(
+        &self,
+        topics: &[TopicName],
+    ) -> Result<BTreeMap<TopicName, TopicInfo>, LogError> {
+        hesitate().await;
+        let answer = self.0.describe(topics).await;
+        hesitate().await;
+        answer
+    }
+
+    async fn bounds(
+        &self,
+        partitions: &[TopicPartition],
+        isolation: Isolation,
+    ) -> Result<BTreeMap<TopicPartition, LogBounds>, LogError> {
+        hesitate().await;
+        let answer = self.0.bounds(partitions, isolation).await;
+        hesitate().await;
+        answer
+    }
+
+    async fn offsets_at(
+        &self,
+        partitions: &[TopicPartition],
+        at: Millis,
+    ) -> Result<BTreeMap<TopicPartition, OffsetAtTime>, LogError> {
+        self.0.offsets_at(partitions, at).await
+    }
+
+    async fn epoch_ends(
+        &self,
+        partitions: &[(TopicPartition, i32)],
+    ) -> Result<BTreeMap<TopicPartition, Option<Offset>>, LogError> {
+        hesitate().await;
+        self.0.epoch_ends(partitions).await
+    }
+
+    async fn topic_config(&self, topic: &TopicName) -> Result<TopicConfig, LogError> {
+        self.0.topic_config(topic).await
+    }
+
+    async fn open(&self, options: ReaderOptions) -> Result<Box<dyn LogReader>, LogError> {
+        hesitate().await;
+        let reader = self.0.open(options).await?;
+        hesitate().await;
+        Ok(Box::new(HesitantReader(reader)))
+    }
+}
+
+#[async_trait]
+impl LogReader for HesitantReader {
+    async fn poll(&mut self, wait: Duration) -> Result<Vec<ReaderEvent>, LogError> {
+        hesitate().await;
+        self.0.poll(wait).await
+    }
+
+    async fn assign(&mut self, partitions: &[(TopicPartition, StartAt)]) -> Result<(), LogError> {
+        hesitate().await;
+        self.0.assign(partitions).await?;
+        hesitate().await;
+        Ok(())
+    }
+
+    async fn unassign(&mut self, partitions: &[TopicPartition]) -> Result<(), LogError> {
+        self.0.unassign(partitions).await
+    }
+
+    async fn pause(&mut self, partitions: &[TopicPartition]) -> Result<(), LogError> {
+        self.0.pause(partitions).await
+    }
+
+    async fn resume(&mut self, partitions: &[TopicPartition]) -> Result<(), LogError> {
+        self.0.resume(partitions).await
+    }
+
+    async fn mirror(&mut self, positions: &[(TopicPartition, Offset)]) -> Result<(), LogError> {
+        self.0.mirror(positions).await
+    }
+
+    fn held_bytes(&self) -> usize {
+        self.0.held_bytes()
+    }
+
+    async fn close(self: Box<Self>) -> Result<(), LogError> {
+        hesitate().await;
+        self.0.close().await
     }
 }

@@ -8,7 +8,7 @@ use everlog_common::{
 use proptest::prelude::*;
 
 use super::*;
-use crate::history::merger::sorted_runs;
+use crate::history::merger::{RUN_BYTES, sorted_runs};
 use crate::history::planner::{Extent, Hint};
 
 fn offset(o: i64) -> Offset {
@@ -91,7 +91,7 @@ fn case() -> impl Strategy<Value = Case> {
         prop::collection::vec(any::<u16>(), 250),
         prop::collection::vec(any::<u8>(), 1..40),
         (
-            100_usize..20_000,
+            100_usize..60_000,
             1_usize..5,
             prop_oneof![Just(Order::Partition), Just(Order::Time)],
         ),
@@ -245,6 +245,9 @@ fn decode(rows: &[Row]) -> Vec<(Partition, EventColumns)> {
         .collect()
 }
 
+/// A reply comes within so many steps.
+const REPLY_STEPS_MAX: usize = 50;
+
 #[derive(Debug, Default)]
 struct Outcome {
     rows: Vec<Row>,
@@ -281,10 +284,10 @@ fn run(case: &Case, lanes: BTreeMap<Partition, LaneSpec>) -> Result<Outcome, Mer
     };
     let wanted: Vec<Partition> = lanes.keys().copied().collect();
     let mut assembly = Assembly::new(lanes, facts, case.order, limits);
-    let mut pending: Vec<Work> = Vec::new();
+    let mut pending: Vec<(usize, Work)> = Vec::new();
     let mut outcome = Outcome::default();
     let mut replies = case.replies.iter().cycle();
-    for _ in 0..1_000_000 {
+    for step in 0_usize..100_000 {
         match assembly.next()? {
             Ready::Rows(rows) => {
                 let p = rows.partition.get() as usize;
@@ -309,15 +312,21 @@ fn run(case: &Case, lanes: BTreeMap<Partition, LaneSpec>) -> Result<Outcome, Mer
             Ready::Waiting => {
                 outcome.held_max = outcome.held_max.max(assembly.merger.held_bytes());
                 while let Some(work) = assembly.work() {
-                    pending.push(work);
+                    pending.push((step, work));
                 }
                 assert!(
                     !pending.is_empty(),
                     "waits for nothing, focus {:?}",
                     assembly.focus
                 );
-                let reply = usize::from(*replies.next().unwrap()) % pending.len();
-                match pending.swap_remove(reply) {
+                // in any order, but none is left lying for ever
+                let oldest = (0..pending.len()).min_by_key(|i| pending[*i].0).unwrap();
+                let reply = if pending[oldest].0 + REPLY_STEPS_MAX < step {
+                    oldest
+                } else {
+                    usize::from(*replies.next().unwrap()) % pending.len()
+                };
+                match pending.swap_remove(reply).1 {
                     Work::Open(node, file) => {
                         let groups = files[file]
                             .iter()
@@ -420,7 +429,7 @@ proptest! {
         if case.order == Order::Time {
             prop_assert_eq!(outcome.rows, merged_by_time(&expected, case.logs.len()));
         }
-        let row = columns(&[(0, 0)]).bytes();
+        let row = columns(&[(0, 0)]).bytes() + RUN_BYTES;
         prop_assert!(outcome.held_max <= case.hold_bytes + case.logs.len() * row, "held {} of {}", outcome.held_max, case.hold_bytes);
     }
 
@@ -589,6 +598,11 @@ fn a_recorded_gap_is_passed_between_the_rows_around_it() {
         covered.iter().all(|(a, b)| *b <= 3 || *a >= 9),
         "nothing covers the gap: {covered:?}"
     );
+
+    specs.get_mut(&partition(0)).unwrap().gaps[0].end = Some(offset(11));
+    assert!(
+        matches!(run(&case, specs), Err(MergeError::InGap { offset: o, .. }) if o == offset(10))
+    );
 }
 
 #[test]
@@ -646,4 +660,39 @@ fn rows_outside_of_the_stated_bounds_are_an_error() {
         matches!(error, MergeError::Misplaced { file: 7, .. }),
         "{error:?}"
     );
+}
+
+/// A commit of a topic with many quiet partitions holds a row or two of each.
+fn quiet(partitions: usize, commits: usize) -> Case {
+    let mut case = plain(vec![(0, vec![(1, 0); commits]); partitions], Layout::Own);
+    case.commit_rows = 1;
+    case.group_rows = partitions;
+    case.groups_per_file = 1;
+    case.units = 8;
+    case.hints = (0..i64::try_from(commits).unwrap()).collect();
+    case.hold_bytes = 16 << 20;
+    case
+}
+
+fn batches(outcome: &Outcome) -> usize {
+    outcome.covered.values().map(Vec::len).sum()
+}
+
+#[test]
+fn wide_and_quiet_topics_are_not_emitted_row_by_row() {
+    // whichever end of the history is read first
+    let case = quiet(1, 400);
+    let mut reversed = case.clone();
+    reversed.hints.reverse();
+    for case in [&case, &reversed] {
+        let outcome = run(case, whole(case)).unwrap();
+        assert!(batches(&outcome) < 10, "{} batches", batches(&outcome));
+    }
+    // 20,000 rows of 100 partitions, and too little memory to keep them all
+    let mut case = quiet(100, 200);
+    case.hold_bytes = 4 << 20;
+    let outcome = run(&case, whole(&case)).unwrap();
+    assert_eq!(outcome.rows.len(), 20_000);
+    assert!(batches(&outcome) < 4_000, "{} batches", batches(&outcome));
+    assert!(outcome.held_max <= case.hold_bytes, "{}", outcome.held_max);
 }

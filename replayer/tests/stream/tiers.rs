@@ -1,55 +1,15 @@
-//! The stream over a cluster and a catalog in memory: real tables, real Parquet, every turn of the seam.
-
-mod support;
+//! Both tiers as one stream: where it begins and ends, what is passed, and every turn of the seam.
 
 use std::time::Duration;
 
 use everlog_common::{Millis, Offset, Partition, Positions};
-use everlog_kafka::memory::{MemoryLog, MemoryRecord};
-use everlog_replayer::{EventStream, From, OnGap, Order, ReplayError, ReplayRequest, Until};
-use everlog_table::snapshot::{LeaseMode, SnapshotSelector};
+use everlog_kafka::memory::MemoryRecord;
+use everlog_replayer::{EventStream, From, OnGap, ReplayError, ReplayRequest, Until};
+use everlog_table::snapshot::SnapshotSelector;
 
-use support::{Produced, Replayed, World, o, p, topic, tp};
-
-const T: &str = "t";
-
-fn request() -> ReplayRequest {
-    ReplayRequest::new(topic(T))
-}
-
-fn until(until: Until) -> ReplayRequest {
-    ReplayRequest { until, ..request() }
-}
-
-fn from(from: From) -> ReplayRequest {
-    ReplayRequest { from, ..request() }
-}
-
-/// A topic of which one part is archived and the rest is live.
-async fn half_archived(partitions: usize, rows: usize) -> (World, MemoryLog, Produced) {
-    let (world, log, _) = World::in_memory();
-    log.create_topic(&topic(T), partitions);
-    let mut produced = Produced::default();
-    for n in 0..partitions {
-        produced.produce(&log, &topic(T), i32::try_from(n).unwrap(), rows);
-    }
-    world.commit_all(&topic(T), 37).await;
-    for n in 0..partitions {
-        produced.produce(&log, &topic(T), i32::try_from(n).unwrap(), rows);
-    }
-    (world, log, produced)
-}
-
-/// Reads until `count` events came.
-async fn read_some(stream: &mut EventStream, replayed: &mut Replayed, count: usize) {
-    while replayed.count() < count {
-        let next = tokio::time::timeout(Duration::from_secs(300), stream.next()).await;
-        match next.expect("events come").unwrap() {
-            Some(batch) => replayed.take(&batch),
-            None => return,
-        }
-    }
-}
+use crate::support::{
+    Produced, Replayed, T, World, from, half_archived, o, p, read_some, request, topic, tp, until,
+};
 
 #[tokio::test(start_paused = true)]
 async fn h41_history_then_tail_is_the_log_without_seam() {
@@ -194,48 +154,6 @@ async fn h18_timestamps_mean_the_first_record_at_or_after_in_either_tier() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn order_by_time_is_total_within_the_snapshot_and_the_same_every_time() {
-    let (world, log, _) = World::in_memory();
-    log.create_topic(&topic(T), 3);
-    let mut produced = Produced::default();
-    for i in 0..300_i64 {
-        let partition = i32::try_from(i % 3).unwrap();
-        produced.at(
-            &log,
-            &topic(T),
-            partition,
-            1_700_000_000_000 + (i * 7919) % 100,
-        );
-    }
-    world.commit_all(&topic(T), 17).await;
-    let by_time = ReplayRequest {
-        order: Order::Time,
-        ..until(Until::Snapshot)
-    };
-    let first = world.replay(by_time.clone()).await.unwrap();
-    produced.assert_emitted(&first);
-    // the definition, row by row
-    let mut logs: Vec<std::collections::VecDeque<(i64, i32, i64)>> = vec![Default::default(); 3];
-    for (partition, offset, ts) in world.replay(until(Until::Snapshot)).await.unwrap().sequence {
-        logs[partition as usize].push_back((ts, partition, offset));
-    }
-    let mut expected = Vec::new();
-    while let Some(next) = logs.iter().filter_map(|l| l.front()).min().copied() {
-        logs[next.1 as usize].pop_front();
-        expected.push((next.1, next.2, next.0));
-    }
-    assert_eq!(first.sequence, expected);
-    for (memory_bytes, threads) in [(64 << 10, 1), (1 << 20, 4)] {
-        let again = ReplayRequest {
-            memory_bytes,
-            threads,
-            ..by_time.clone()
-        };
-        assert_eq!(world.replay(again).await.unwrap().sequence, expected);
-    }
-}
-
-#[tokio::test(start_paused = true)]
 async fn h03_control_records_and_compaction_leave_no_hole_in_positions() {
     let (world, log, _) = World::in_memory();
     log.create_topic(&topic(T), 1);
@@ -245,9 +163,9 @@ async fn h03_control_records_and_compaction_leave_no_hole_in_positions() {
             log.append_in(txn, &tp(T, 0), MemoryRecord::value(format!("{i}")));
         }
         if commit {
-            log.commit(txn);
+            log.commit(txn)
         } else {
-            log.abort(txn);
+            log.abort(txn)
         }
     };
     write(5, false);
@@ -332,6 +250,27 @@ async fn h09_a_recorded_gap_is_passed_or_stops_the_replay() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn h45_a_tail_that_falls_behind_retention_goes_back_to_history() {
+    let (world, log, mut produced) = half_archived(2, 100).await;
+    let mut stream = world.open(until(Until::Never)).await.unwrap();
+    let mut replayed = Replayed::default();
+    read_some(&mut stream, &mut replayed, 400).await;
+    for n in 0..5 {
+        // the consumer sleeps; the log moves on beyond it, the archive has it all
+        produced.produce(&log, &topic(T), 0, 300);
+        produced.produce(&log, &topic(T), 1, 10);
+        world.commit_all(&topic(T), 1000).await;
+        log.delete_records(&tp(T, 0), o(200 + 300 * n + 250));
+        read_some(&mut stream, &mut replayed, produced.count()).await;
+    }
+    produced.assert_emitted(&replayed);
+    // 200 were archived at first, and five times 250 were gone from Kafka when they were asked for
+    assert!(replayed.archived >= 200 + 5 * 250, "{}", replayed.archived);
+    assert_eq!(replayed.gaps, Vec::<String>::new());
+    stream.close().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn h14_partitions_added_after_the_cut_are_read_from_their_first_offset() {
     let (world, log, mut produced) = half_archived(1, 50).await;
     let mut stream = world.open(until(Until::Never)).await.unwrap();
@@ -351,39 +290,6 @@ async fn h14_partitions_added_after_the_cut_are_read_from_their_first_offset() {
     read_some(&mut stream, &mut replayed, produced.count()).await;
     produced.assert_emitted(&replayed);
     stream.close().await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn h12_a_topic_made_anew_and_not_archived_is_an_error() {
-    let (world, log, _) = half_archived(1, 50).await;
-    log.recreate_topic(&topic(T));
-    log.append_values(&tp(T, 0), (0..500).map(|i| i.to_string()));
-    let error = world.replay(request()).await.unwrap_err();
-    let line = everlog_replayer::one_line(&error);
-    assert!(line.contains("created anew"), "{line}");
-    assert_eq!(error.exit_status(), 1);
-}
-
-#[tokio::test(start_paused = true)]
-async fn h13_another_cluster_is_refused_before_anything_is_emitted() {
-    let (world, log, _) = half_archived(1, 50).await;
-    log.set_cluster_id(Some("elsewhere"));
-    let error = world.open(request()).await.unwrap_err();
-    assert!(everlog_replayer::one_line(&error).contains("another cluster"));
-}
-
-#[tokio::test(start_paused = true)]
-async fn h10_a_truncated_log_is_an_error() {
-    let (world, log, _) = World::in_memory();
-    log.create_topic(&topic(T), 1);
-    log.append_values(&tp(T, 0), (0..100).map(|i| i.to_string()));
-    world.commit_all(&topic(T), 1000).await;
-    log.truncate(&tp(T, 0), o(60));
-    let error = world.replay(until(Until::Never)).await.unwrap_err();
-    assert!(
-        everlog_replayer::one_line(&error).contains("truncated"),
-        "{error:?}"
-    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -416,24 +322,6 @@ async fn h46_b11_a_replay_resumed_from_any_position_equals_one_that_was_never_st
             );
         }
     }
-}
-
-#[tokio::test(start_paused = true)]
-async fn h31_b13_a_snapshot_expired_under_a_reader_without_lease_is_replaced_by_the_newest() {
-    let (world, _log, produced) = half_archived(2, 400).await;
-    let request = ReplayRequest {
-        lease: LeaseMode::Off,
-        ..until(Until::Never)
-    };
-    let mut stream = world.open(request).await.unwrap();
-    let mut replayed = Replayed::default();
-    read_some(&mut stream, &mut replayed, 1).await;
-    let snapshot = stream.snapshot_id();
-    world.commit_all(&topic(T), 1000).await;
-    read_some(&mut stream, &mut replayed, 1600).await;
-    produced.assert_emitted(&replayed);
-    assert!(snapshot.is_some());
-    stream.close().await;
 }
 
 #[tokio::test(start_paused = true)]

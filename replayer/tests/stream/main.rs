@@ -1,0 +1,12 @@
+//! The stream over a cluster and a catalog in memory: real tables, real Parquet, every turn of the seam.
+
+mod cancel;
+mod damage;
+mod generations;
+mod leases;
+mod order;
+mod recreated;
+mod session;
+#[path = "../support/mod.rs"]
+mod support;
+mod tiers;

@@ -31,7 +31,8 @@ test: ## every test, on real Kafka, S3 and catalog servers (ARGS="-p everlog-com
 
 bench: ## archive and replay rates as ratios, measured on this machine
 	@tests/services/setup.sh
-	cargo run --release --locked -p everlog-benches -- $(ARGS)
+	cargo build --release --locked --workspace --bins
+	EVERLOG_BIN=$(abspath $(TARGET))/release/everlog EVERLOG_SERVICES=$(CURDIR)/tests/services $(TARGET)/release/everlog-benches $(ARGS)
 
 lint: ## format, clippy, rustdoc, shell scripts, dependencies, documents: all warnings are errors
 	@tests/services/setup.sh --build

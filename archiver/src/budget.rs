@@ -5,12 +5,18 @@
 //!      by the clock │ largest table first │ … stays as it is │ reading stops │
 //! ```
 //!
-//! What counts: rows buffered, rows in flight, and what the reader holds. The limit leaves room for encoding, which
-//! works on one file at a time. One record that is larger than everything still passes: what stops is the *next* poll.
+//! What counts: rows buffered, rows in flight, and what the reader holds. The limit leaves room for what does not count, so
+//! that the whole process stays within the setting: encoding, which works on one file at a time; what the reader brings
+//! after it was told to stop; and the process itself with its allocator. One record that is larger than everything
+//! still passes: what stops is the *next* poll.
 
 /// The share of memory that encoding and uploading files may take beside the rows themselves: one file's pages and
 /// the parts on their way, for each of the encoders.
 const ENCODING_BYTES: usize = 48 << 20;
+
+/// What the process takes beside rows: partitions, their positions and metrics, the client's threads, and what the allocator
+/// cannot give back.
+const PROCESS_BYTES: usize = 128 << 20;
 
 /// A table that has buffered so much is committed before its time: four files' worth at most.
 const TABLE_BYTES_MAX: usize = 128 << 20;
@@ -39,9 +45,12 @@ impl Budget {
         // the client overshoots by a fetch per broker: an eighth keeps 1,000 partitions flowing (16 MiB is enough)
         let reader = (memory / 8).clamp(4 << 20, 64 << 20);
         let encoding = ENCODING_BYTES.min(memory / 4);
+        let process = PROCESS_BYTES.min(memory / 4);
         Self {
             reader,
-            limit: memory.saturating_sub(encoding).max(memory / 2),
+            limit: memory
+                .saturating_sub(encoding + reader + process)
+                .max(memory / 2),
         }
     }
 

@@ -39,6 +39,7 @@ fn main() {
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     match words.as_slice() {
         ["drain", bootstrap, topic, events] => bare::drain(bootstrap, topic, number(events)),
+        ["measure", program, args @ ..] => measure::measure(program, args),
         ["decode", threads, files @ ..] => bare::decode(number(threads), files),
         rest => {
             let events = rest.first().map_or(3_000_000, |n| number(n));
@@ -79,10 +80,10 @@ fn report(events: usize, rounds: usize) {
             &["drain", &kafka.bootstrap, TOPIC, &events.to_string()],
         ));
         archives.push(measure::command(
-            lake.command(&["archive", "--until-caught-up"]),
+            &lake.command(&["archive", "--until-caught-up"]),
         ));
         let counted = ["replay", TOPIC, "--until", "snapshot", "--output", "count"];
-        replays.push(measure::command(lake.command(&counted)));
+        replays.push(measure::command(&lake.command(&counted)));
         let files = parquet_files(&lake.dir().join("warehouse"));
         let mut args = vec!["decode".to_owned(), threads().to_string()];
         args.extend(files.iter().map(|f| f.display().to_string()));

@@ -26,6 +26,7 @@ mod signals;
 mod status;
 mod telemetry;
 mod text;
+mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -36,6 +37,19 @@ use clap::{Parser, Subcommand};
 use failure::{Failure, Status};
 use settings::Needs;
 use telemetry::LogFormat;
+
+/// For the C libraries as well. The system's allocator keeps what batches of all sizes leave behind, thread by thread:
+/// an archiver that runs for months would hold much more than its budget.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// Few arenas, since columns are made by one thread and dropped by another, and what is free goes back soon: a replay and
+/// an archiver then take what their budgets say. `MALLOC_CONF` in the environment goes before.
+#[allow(unsafe_code, reason = "the allocator looks for a symbol of this name")]
+// SAFETY: the type is a thin pointer to a text that ends with a zero, as the allocator expects.
+#[unsafe(export_name = "malloc_conf")]
+static ALLOCATOR_OPTIONS: &[u8; 69] =
+    b"narenas:2,dirty_decay_ms:100,muzzy_decay_ms:0,background_thread:true\0";
 
 /// Kafka and Iceberg as one log: archive every record exactly once, replay it, go on live
 #[derive(Debug, Parser)]
@@ -79,6 +93,7 @@ enum Command {
     Demo(demo::DemoArgs),
     Archive(archive::ArchiveArgs),
     Replay(replay::ReplayArgs),
+    Verify(verify::VerifyArgs),
     Status(status::StatusArgs),
     Maintain(maintain::MaintainArgs),
     Config(config::ConfigArgs),
@@ -130,6 +145,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
                 let settings = settings(asked.needs())?;
                 replay::run(asked, &settings).await
             }
+            Command::Verify(args) => verify::run(args, &settings(Needs::default())?).await,
             Command::Status(args) => status::run(args, &settings(Needs::default())?).await,
             Command::Maintain(args) => maintain::run(args, &settings(Needs::default())?).await,
             Command::Config(_) => Ok(()),

@@ -4,6 +4,25 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::failure::Failure;
 
+/// Lets the system end the child when we end in whatever way, `kill -9` included.
+#[allow(
+    unsafe_code,
+    unused_variables,
+    reason = "runs between fork and exec; where the system does not know it, the child is left to the destructor"
+)]
+pub(crate) fn dies_with_us(command: &mut tokio::process::Command) {
+    #[cfg(target_os = "linux")]
+    // SAFETY: prctl is async-signal-safe, and nothing else is called.
+    unsafe {
+        command.pre_exec(
+            || match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            },
+        );
+    }
+}
+
 /// Sends `signal` to a process of ours.
 pub(crate) fn signal(pid: u32, signal: i32) -> std::io::Result<()> {
     let pid = libc::pid_t::try_from(pid)

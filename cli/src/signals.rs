@@ -1,11 +1,16 @@
 //! SIGTERM and Ctrl-C: the first asks for an orderly end, the second does not ask.
 
+use std::time::{Duration, Instant};
+
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::failure::{Failure, Status};
+
+/// A second signal counts only after this: `timeout` and process groups send the first one twice.
+const SAME_REQUEST: Duration = Duration::from_secs(1);
 
 /// What a shell calls ended by Ctrl-C.
 const INTERRUPTED: i32 = 130;
@@ -29,6 +34,13 @@ impl Signals {
             next(&mut terminate, &mut interrupt).await;
             info!("ending in order; a second signal ends at once");
             cancelled.cancel();
+            let began = Instant::now();
+            while began.elapsed() < SAME_REQUEST {
+                let rest = SAME_REQUEST.saturating_sub(began.elapsed());
+                let again = next(&mut terminate, &mut interrupt);
+                // What comes within that time is the same request.
+                let _same = tokio::time::timeout(rest, again).await;
+            }
             next(&mut terminate, &mut interrupt).await;
             #[allow(
                 clippy::exit,

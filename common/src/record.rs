@@ -453,7 +453,8 @@ impl EventColumnsBuilder {
         );
     }
 
-    /// The rows so far; the builder is empty afterwards.
+    /// The rows so far; the builder is empty afterwards. The columns take no more memory than they need: what a builder
+    /// reserved while it grew, up to as much again, would be held as long as the rows are.
     pub fn finish(&mut self) -> EventColumns {
         self.payload_bytes = 0;
         let mut bounds = Vec::with_capacity(self.header_ends.len() + 1);
@@ -462,8 +463,8 @@ impl EventColumnsBuilder {
         let entries = StructArray::new(
             header_fields(),
             vec![
-                Arc::new(self.header_keys.finish()),
-                Arc::new(self.header_values.finish()),
+                Arc::new(shrunk(self.header_keys.finish())),
+                Arc::new(shrunk(self.header_values.finish())),
             ],
             None,
         );
@@ -473,20 +474,25 @@ impl EventColumnsBuilder {
             false,
         ));
         EventColumns {
-            offsets: self.offsets.finish(),
-            timestamps: self.timestamps.finish(),
-            timestamp_types: self.timestamp_types.finish(),
-            keys: self.keys.finish(),
-            values: self.values.finish(),
+            offsets: shrunk(self.offsets.finish()),
+            timestamps: shrunk(self.timestamps.finish()),
+            timestamp_types: shrunk(self.timestamp_types.finish()),
+            keys: shrunk(self.keys.finish()),
+            values: shrunk(self.values.finish()),
             headers: ListArray::new(
                 item,
                 OffsetBuffer::new(ScalarBuffer::from(bounds)),
                 Arc::new(entries),
                 None,
             ),
-            leader_epochs: self.leader_epochs.finish(),
+            leader_epochs: shrunk(self.leader_epochs.finish()),
         }
     }
+}
+
+fn shrunk<A: Array>(mut column: A) -> A {
+    column.shrink_to_fit();
+    column
 }
 
 /// Where an event was read.
@@ -563,6 +569,25 @@ mod tests {
         assert_eq!(columns.bytes(), expected);
         assert!(b.is_empty() && b.bytes() == 0);
         columns
+    }
+
+    #[test]
+    fn finished_columns_hold_no_more_than_their_rows_need() {
+        let mut b = EventColumnsBuilder::new();
+        let value = [7_u8; 1_000];
+        for offset in 0..1_100 {
+            b.push(
+                Offset::new(offset).unwrap(),
+                (0, TimestampType::Create),
+                None,
+                Some(&value),
+                std::iter::empty(),
+                None,
+            );
+        }
+        let columns = b.finish();
+        let held = columns.values.get_buffer_memory_size();
+        assert!(held < columns.bytes() + 10_000, "{held} bytes held");
     }
 
     proptest! {

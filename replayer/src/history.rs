@@ -26,6 +26,8 @@ use everlog_common::{
 use everlog_table::files::PlannedFile;
 use everlog_table::storage::Storage;
 
+pub(crate) use self::facts::describe;
+
 use self::assembly::{Assembly, Limits, Ready};
 use self::lanes::{Phase, Selection, Stops};
 use self::merger::MergeError;
@@ -157,9 +159,10 @@ impl History {
 
     fn begin(&self, phase: Phase) -> Current {
         let reading = &self.reading;
+        // What is being decoded is there twice: as it was fetched, and as rows.
         let limits = Limits {
             hold_bytes: reading.memory_bytes / 4,
-            decode_bytes: reading.memory_bytes / 2,
+            decode_bytes: reading.memory_bytes / 16 * 3,
             units: reading.threads * UNITS_PER_THREAD,
             files: FILES_AHEAD,
         };

@@ -69,6 +69,7 @@ pub mod session;
 mod stream;
 mod task;
 mod unproven;
+pub mod verify;
 
 pub use error::{ReplayError, one_line};
 pub use output::{OutputError, OutputTarget};

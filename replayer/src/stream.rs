@@ -27,6 +27,7 @@ use everlog_table::archive::Archive;
 use everlog_table::catalog::Catalog;
 use tokio::task::JoinSet;
 
+pub(crate) use self::open::isolation_of;
 use self::switch::{SwitchInput, Switched, switch};
 use self::tail::ReadingLive;
 use crate::error::ReplayError;

@@ -7,15 +7,16 @@
 
 use std::collections::BTreeSet;
 use std::ffi::CStr;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
-use rdkafka::client::DefaultClientContext;
+use rdkafka::client::{ClientContext, DefaultClientContext};
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Header, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
+use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka_sys as sys;
 
@@ -53,6 +54,13 @@ impl Broker {
         let mut new = NewTopic::new(topic, partitions, TopicReplication::Fixed(-1));
         if !config.iter().any(|(k, _)| *k == "retention.ms") {
             new = new.set("retention.ms", "-1");
+        }
+        // Kafka 4 refuses timestamps more than an hour ahead, unless told otherwise (H18).
+        for key in [
+            "message.timestamp.after.max.ms",
+            "message.timestamp.before.max.ms",
+        ] {
+            new = new.set(key, "9223372036854775807");
         }
         for (key, value) in config {
             new = new.set(key, value);
@@ -162,8 +170,12 @@ impl Broker {
         for (key, value) in extra {
             config.set(*key, *value);
         }
+        let delivered = Delivered::default();
         Feed {
-            producer: config.create().expect("producer"),
+            producer: config
+                .create_with_context(delivered.clone())
+                .expect("producer"),
+            delivered,
         }
     }
 
@@ -293,7 +305,34 @@ pub struct Message<'a> {
 /// A producer that waits for every acknowledgement at [`Feed::flush`].
 #[allow(missing_debug_implementations, reason = "the producer within has none")]
 pub struct Feed {
-    producer: ThreadedProducer<DefaultProducerContext>,
+    producer: ThreadedProducer<Delivered>,
+    delivered: Delivered,
+}
+
+/// Keeps the first record that the broker did not take: a test whose input is not what it thinks proves nothing.
+#[derive(Debug, Clone, Default)]
+struct Delivered(Arc<Mutex<Option<String>>>);
+
+impl ClientContext for Delivered {}
+
+impl ProducerContext for Delivered {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        // What an aborted transaction had not sent yet is thrown away, as asked.
+        let purged = |error: &KafkaError| {
+            matches!(
+                error.rdkafka_error_code(),
+                Some(RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight)
+            )
+        };
+        if let Err((error, _)) = result
+            && !purged(error)
+        {
+            let mut refused = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            refused.get_or_insert_with(|| error.to_string());
+        }
+    }
 }
 
 impl Feed {
@@ -375,6 +414,12 @@ impl Feed {
     /// Waits until everything queued is acknowledged.
     pub fn flush(&self) {
         self.producer.flush(PATIENCE).expect("flush");
+        let refused = self
+            .delivered
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        assert_eq!(*refused, None, "the broker did not take a record");
     }
 
     /// For a producer with a `transactional.id`: call once.
@@ -398,6 +443,32 @@ impl Feed {
     pub fn abort(&self) {
         self.flush();
         self.producer.abort_transaction(PATIENCE).expect("abort");
+    }
+
+    /// `count` records whose values are `size` bytes that no codec makes smaller, spread over `partitions`.
+    pub fn fill_noise(&self, topic: &str, partitions: i32, count: u64, size: usize) {
+        let mut state = count ^ 0x9e37_79b9_7f4a_7c15;
+        let mut value = vec![0_u8; size];
+        for n in 0..count {
+            for part in value.chunks_mut(8) {
+                // xorshift: the same bytes in every run
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                part.copy_from_slice(&state.to_le_bytes()[..part.len()]);
+            }
+            let partition =
+                i32::try_from(n % u64::from(partitions.unsigned_abs())).expect("a partition");
+            self.send(
+                topic,
+                &Message {
+                    partition,
+                    value: Some(&value),
+                    ..Message::default()
+                },
+            );
+        }
+        self.flush();
     }
 
     /// `count` plain records, spread over `partitions`, with a value that names its number.

@@ -1,9 +1,11 @@
-//! The tables as other engines see them: `tests/scripts/read_tables.py` in pyiceberg and DuckDB.
+//! The tables as other engines see them: `tests/scripts/read_tables.py` in pyiceberg and DuckDB; and what another engine
+//! does to them: `tests/scripts/foreign.py`.
 
 use std::fmt::Write as _;
 use std::process::Command;
 
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::compare::{Log, Record};
 use crate::everlog::Everlog;
@@ -20,19 +22,42 @@ pub struct Reading {
     pub sha256: String,
 }
 
-/// Reads `table` (of generation 0 and up) with `engine` (`pyiceberg` or `duckdb`).
+/// Lets another engine work on `table` of a local lake: see `tests/scripts/foreign.py`.
 #[track_caller]
-pub fn read(everlog: &Everlog, engine: &str, table: &str, snapshot: Option<i64>) -> Reading {
-    let python = services::environment("EVERLOG_PYTHON").unwrap_or_else(|| {
+pub fn foreign(everlog: &Everlog, table: &str, args: &[&str]) -> Value {
+    let property = |key: &str| everlog.catalog.get(key).cloned().unwrap_or_default();
+    let output = Command::new(python())
+        .arg(services::script("../scripts/foreign.py"))
+        .args(["--uri", property("uri").trim_start_matches("sqlite://")])
+        .args(["--table", &format!("{}.{table}", property("namespace"))])
+        .args(args)
+        .output()
+        .expect("run python");
+    assert!(
+        output.status.success(),
+        "foreign.py {} failed\n{}",
+        args.join(" "),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    serde_json::from_slice(&output.stdout).expect("one JSON line")
+}
+
+fn python() -> String {
+    services::environment("EVERLOG_PYTHON").unwrap_or_else(|| {
         panic!(
             "EVERLOG_PYTHON is not set: run the tests by `make test`, which prepares the readers"
         )
-    });
+    })
+}
+
+/// Reads `table` (of generation 0 and up) with `engine` (`pyiceberg` or `duckdb`).
+#[track_caller]
+pub fn read(everlog: &Everlog, engine: &str, table: &str, snapshot: Option<i64>) -> Reading {
     let script = services::script("../scripts/read_tables.py");
     let property = |key: &str| everlog.catalog.get(key).cloned().unwrap_or_default();
     let rest = property("type") == "rest";
     let uri = property("uri");
-    let mut command = Command::new(python);
+    let mut command = Command::new(python());
     command
         .arg(script)
         .args([

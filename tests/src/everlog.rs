@@ -2,15 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use serde_json::Value;
 
 use crate::compare::{Log, Record};
-use crate::services::{self, RestCatalog, S3};
+use crate::services::{self, Postgres, RestCatalog, S3};
 
 /// The binary that the same build made: `EVERLOG_BIN`, else the one beside the test's own.
 pub fn binary() -> PathBuf {
@@ -52,6 +53,8 @@ pub struct Setup {
     pub archive: Vec<String>,
     /// Lines for the `[kafka]` section.
     pub kafka: Vec<String>,
+    /// Lines for the `[replay]` section.
+    pub replay: Vec<String>,
 }
 
 impl Setup {
@@ -62,6 +65,7 @@ impl Setup {
             topics: topics.iter().map(|t| (*t).to_owned()).collect(),
             archive: vec!["commit_interval = \"1s\"".to_owned()],
             kafka: Vec::new(),
+            replay: Vec::new(),
         }
     }
 
@@ -72,6 +76,20 @@ impl Setup {
         self.archive
             .retain(|l| l.split('=').next().map(str::trim) != Some(&key));
         self.archive.push(line.to_owned());
+        self
+    }
+
+    /// One more line of the `[kafka]` section.
+    #[must_use]
+    pub fn kafka(mut self, line: &str) -> Self {
+        self.kafka.push(line.to_owned());
+        self
+    }
+
+    /// One more line of the `[replay]` section.
+    #[must_use]
+    pub fn replay(mut self, line: &str) -> Self {
+        self.replay.push(line.to_owned());
         self
     }
 }
@@ -94,22 +112,48 @@ impl Everlog {
         Self::with_catalog(dir, setup, catalog.map(|(k, v)| (k.to_owned(), v)).into())
     }
 
-    /// With a REST catalog and S3.
-    pub fn rest(setup: &Setup, catalog: &RestCatalog, s3: &S3) -> Self {
+    /// With a local warehouse and a PostgreSQL catalog.
+    pub fn postgres(setup: &Setup, postgres: &Postgres) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("everlog-lake")
             .tempdir()
             .expect("temp dir");
-        let mut properties: BTreeMap<String, String> = s3.properties().into_iter().collect();
-        for (key, value) in [
+        let warehouse = format!("file://{}/warehouse", dir.path().display());
+        let catalog = [
+            ("type", "sql"),
+            ("name", "everlog"),
+            ("uri", &postgres.uri),
+            ("warehouse", &warehouse),
+            ("namespace", "everlog"),
+        ];
+        let catalog = catalog.map(|(k, v)| (k.to_owned(), v.to_owned()));
+        Self::with_catalog(dir, setup, catalog.into())
+    }
+
+    /// With a REST catalog and S3.
+    pub fn rest(setup: &Setup, catalog: &RestCatalog, s3: &S3) -> Self {
+        let properties = s3.properties();
+        let properties = properties.iter().map(|(k, v)| (k.as_str(), v.as_str()));
+        Self::rest_with(setup, catalog, &properties.collect::<Vec<_>>())
+    }
+
+    /// With a REST catalog, and with `properties` of it besides.
+    pub fn rest_with(setup: &Setup, catalog: &RestCatalog, properties: &[(&str, &str)]) -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("everlog-lake")
+            .tempdir()
+            .expect("temp dir");
+        let mut all = BTreeMap::new();
+        let usual = [
             ("type", "rest"),
             ("uri", &catalog.uri),
             ("warehouse", &catalog.warehouse),
             ("namespace", "everlog"),
-        ] {
-            properties.insert(key.to_owned(), value.to_owned());
+        ];
+        for (key, value) in properties.iter().chain(&usual) {
+            all.insert((*key).to_owned(), (*value).to_owned());
         }
-        Self::with_catalog(dir, setup, properties)
+        Self::with_catalog(dir, setup, all)
     }
 
     fn with_catalog(
@@ -127,6 +171,12 @@ impl Everlog {
         }
         let _ = writeln!(text, "\n[archive]\ntopics = {:?}", setup.topics);
         for line in &setup.archive {
+            let _ = writeln!(text, "{line}");
+        }
+        if !setup.replay.is_empty() {
+            text.push_str("\n[replay]\n");
+        }
+        for line in &setup.replay {
             let _ = writeln!(text, "{line}");
         }
         let config = dir.path().join("everlog.toml");
@@ -184,6 +234,22 @@ impl Everlog {
         String::from_utf8(output.stdout).expect("UTF-8 output")
     }
 
+    /// Runs it, which must fail with `status`; the one line that it says about that.
+    #[track_caller]
+    pub fn fails(&self, args: &[&str], status: i32) -> String {
+        let output = self.run(args);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let args = args.join(" ");
+        assert_eq!(output.status.code(), Some(status), "everlog {args}\n{said}");
+        let mut errors = said.lines().filter_map(|l| l.strip_prefix("error: "));
+        let error = errors.next().unwrap_or_default().to_owned();
+        assert!(
+            errors.next().is_none() && said.trim_end().ends_with(&error) && !error.is_empty(),
+            "everlog {args} should say one line about its failure\n{said}"
+        );
+        error
+    }
+
     /// `archive --until-caught-up`, which must succeed.
     #[track_caller]
     pub fn archive(&self) {
@@ -212,12 +278,146 @@ impl Everlog {
         Running { child, log: path }
     }
 
+    /// Runs it to the end and watches the memory that it takes.
+    #[track_caller]
+    pub fn measured(&self, args: &[&str], patience: Duration) -> Measured {
+        let out = tempfile::NamedTempFile::new_in(self.dir()).expect("temp file");
+        let err = tempfile::NamedTempFile::new_in(self.dir()).expect("temp file");
+        let mut child = self
+            .command(args)
+            .stdout(out.reopen().expect("open"))
+            .stderr(err.reopen().expect("open"))
+            .spawn()
+            .unwrap_or_else(|e| panic!("cannot start everlog: {e}"));
+        let due = Instant::now() + patience;
+        let mut peak = 0;
+        let status = loop {
+            peak = memory_peak(child.id()).max(peak);
+            if let Some(status) = child.try_wait().expect("wait for everlog") {
+                break status;
+            }
+            if Instant::now() >= due {
+                let _ = child.kill();
+                let _ = child.wait();
+                panic!("everlog {} did not end within {patience:?}", args.join(" "));
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        };
+        let text = |file: &tempfile::NamedTempFile| {
+            let bytes = std::fs::read(file.path()).expect("read");
+            String::from_utf8_lossy(&bytes).into_owned()
+        };
+        Measured {
+            code: status.code(),
+            stdout: text(&out),
+            stderr: text(&err),
+            memory_peak: peak,
+        }
+    }
+
+    /// Starts it with its standard output in our hand: it waits where we do not read on.
+    pub fn piped(&self, args: &[&str], kill_at: &str) -> Piped {
+        let log = tempfile::NamedTempFile::new_in(self.dir()).expect("temp file");
+        let mut command = self.command(args);
+        if !kill_at.is_empty() {
+            command.env("EVERLOG_KILL_AT", kill_at);
+        }
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(log.reopen().expect("open"))
+            .spawn()
+            .unwrap_or_else(|e| panic!("cannot start everlog: {e}"));
+        let out = child.stdout.take().expect("a pipe");
+        Piped {
+            child,
+            out: Some(BufReader::new(out)),
+            log,
+        }
+    }
+
     /// `replay TOPIC` with `args`, as records.
     #[track_caller]
     pub fn replay(&self, topic: &str, args: &[&str]) -> Log {
         let mut all = vec!["replay", topic, "--encoding", "base64", "--output", "jsonl"];
         all.extend_from_slice(args);
         parse(&self.ok(&all))
+    }
+}
+
+/// How a run went, and how much memory it took.
+#[derive(Debug)]
+pub struct Measured {
+    /// The exit status; none: ended by a signal.
+    pub code: Option<i32>,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+    /// The most resident memory that was seen, in bytes.
+    pub memory_peak: u64,
+}
+
+/// The most resident memory that a process had so far, in bytes, without the pages of its own file: a build for tests is ten
+/// times the size of a release. 0 where it is gone. The kernel keeps the peak, so that only what happens between the last
+/// look and the end escapes.
+pub fn memory_peak(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let kilobytes = |name: &str| {
+        let line = status.lines().find_map(|l| l.strip_prefix(name));
+        line.and_then(|l| l.trim().trim_end_matches(" kB").parse::<u64>().ok())
+    };
+    match (kilobytes("VmHWM:"), kilobytes("RssFile:")) {
+        (Some(peak), Some(file)) => peak.saturating_sub(file) * 1024,
+        _ => 0,
+    }
+}
+
+/// An everlog whose standard output is read line by line; killed with SIGKILL when dropped.
+#[derive(Debug)]
+pub struct Piped {
+    child: Child,
+    out: Option<BufReader<ChildStdout>>,
+    log: tempfile::NamedTempFile,
+}
+
+impl Piped {
+    /// The next `count` lines; fewer where it ends before.
+    pub fn lines(&mut self, count: usize) -> Vec<String> {
+        let mut lines = Vec::new();
+        while lines.len() < count {
+            let mut line = String::new();
+            let read = self.out.as_mut().map(|out| out.read_line(&mut line));
+            match read.transpose().expect("UTF-8 output") {
+                None | Some(0) => break,
+                Some(_) => lines.push(line),
+            }
+        }
+        lines
+    }
+
+    /// Goes away, as `head` does.
+    pub fn hang_up(&mut self) {
+        self.out = None;
+    }
+
+    /// What is left of its output, its exit status (none: ended by a signal), and its standard error. Whoever hangs is
+    /// killed by the run of all tests.
+    pub fn rest(mut self) -> (Vec<String>, Option<i32>, String) {
+        let lines = self.lines(usize::MAX);
+        let status = self.child.wait().expect("wait for everlog");
+        let log = std::fs::read(self.log.path()).unwrap_or_default();
+        (
+            lines,
+            status.code(),
+            String::from_utf8_lossy(&log).into_owned(),
+        )
+    }
+}
+
+impl Drop for Piped {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -313,6 +513,11 @@ impl Running {
             );
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// Whether it still runs.

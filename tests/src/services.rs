@@ -1,6 +1,7 @@
 //! Real services for one test binary, each in its own folder, on free ports, stopped when dropped.
 
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -113,6 +114,16 @@ impl Kafka {
             .sum()
     }
 
+    /// The first segment of a partition's log on the first node's disk.
+    pub fn log_file(&self, topic: &str, partition: i32) -> PathBuf {
+        self.dir
+            .path()
+            .join("node1")
+            .join("data")
+            .join(format!("{topic}-{partition}"))
+            .join("00000000000000000000.log")
+    }
+
     /// Runs `kafka.sh VERB DIR NODE`: `kill-node`, `start-node`, `stop-node`, `pause-node`, `resume-node`.
     pub fn node(&self, verb: &str, node: u16) {
         run("kafka.sh", &[verb, &self.path(), &node.to_string()]);
@@ -220,6 +231,11 @@ pub struct RestCatalog {
 impl RestCatalog {
     /// Starts it with its warehouse on `s3`.
     pub fn start(s3: &S3) -> Self {
+        Self::start_with(s3, &[])
+    }
+
+    /// Starts it with `options` of `catalog.sh start` besides.
+    pub fn start_with(s3: &S3, options: &[&str]) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("everlog-catalog")
             .tempdir()
@@ -234,6 +250,7 @@ impl RestCatalog {
             .map(|(k, v)| format!("{k}={v}"))
             .collect();
         let mut args = vec!["start", &path, &port, &warehouse];
+        args.extend(options);
         args.extend(properties.iter().map(String::as_str));
         let uri = run("catalog.sh", &args);
         Self {
@@ -250,6 +267,22 @@ impl RestCatalog {
             &["fault", &self.dir.path().display().to_string(), query],
         );
     }
+
+    /// Every token that was given out ends now.
+    pub fn revoke(&self) {
+        run(
+            "catalog.sh",
+            &["revoke", &self.dir.path().display().to_string()],
+        );
+    }
+
+    /// Requests so far by route, as JSON.
+    pub fn stats(&self) -> String {
+        run(
+            "catalog.sh",
+            &["stats", &self.dir.path().display().to_string()],
+        )
+    }
 }
 
 impl Drop for RestCatalog {
@@ -258,5 +291,127 @@ impl Drop for RestCatalog {
             "catalog.sh",
             &["stop", &self.dir.path().display().to_string()],
         );
+    }
+}
+
+/// A PostgreSQL server with an empty database.
+#[derive(Debug)]
+pub struct Postgres {
+    dir: tempfile::TempDir,
+    port: u16,
+    /// `postgres://…`
+    pub uri: String,
+}
+
+impl Postgres {
+    /// Starts it.
+    pub fn start() -> Self {
+        let dir = open_dir("everlog-postgres");
+        let mut postgres = Self {
+            dir,
+            port: free_ports(1),
+            uri: String::new(),
+        };
+        postgres.uri = postgres.restart();
+        postgres
+    }
+
+    /// `kill -9`.
+    pub fn kill(&self) {
+        run("postgres.sh", &["kill", &self.path()]);
+    }
+
+    /// Starts it again on its port, with what it holds.
+    pub fn restart(&self) -> String {
+        run(
+            "postgres.sh",
+            &["start", &self.path(), &self.port.to_string()],
+        )
+    }
+
+    fn path(&self) -> String {
+        self.dir.path().display().to_string()
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        let _ = try_run("postgres.sh", &["stop", &self.path()]);
+    }
+}
+
+/// A folder that others may enter: servers that refuse to run as root run as somebody else.
+fn open_dir(prefix: &str) -> tempfile::TempDir {
+    let dir = tempfile::Builder::new()
+        .prefix(prefix)
+        .tempdir()
+        .expect("temp dir");
+    let open = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(dir.path(), open).expect("permissions");
+    dir
+}
+
+/// A TCP proxy in front of one server.
+#[derive(Debug)]
+pub struct Proxy {
+    dir: tempfile::TempDir,
+    port: u16,
+}
+
+impl Proxy {
+    /// Starts it in front of a local server.
+    pub fn start(upstream: u16) -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("everlog-proxy")
+            .tempdir()
+            .expect("temp dir");
+        let control = free_ports(2);
+        let proxy = Self {
+            dir,
+            port: control + 1,
+        };
+        run(
+            "toxiproxy.sh",
+            &["start", &proxy.path(), &control.to_string()],
+        );
+        run(
+            "toxiproxy.sh",
+            &[
+                "proxy",
+                &proxy.path(),
+                "it",
+                &proxy.port.to_string(),
+                &upstream.to_string(),
+            ],
+        );
+        proxy
+    }
+
+    /// Where it listens.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// `toxiproxy.sh toxic`: a fault of this type for what goes `downstream` (answers) or `upstream` (requests).
+    pub fn toxic(&self, kind: &str, attributes: &str, stream: &str) {
+        run(
+            "toxiproxy.sh",
+            &["toxic", &self.path(), "it", kind, attributes, stream],
+        );
+    }
+
+    /// No faults any more.
+    pub fn reset(&self) {
+        run("toxiproxy.sh", &["reset", &self.path()]);
+    }
+
+    fn path(&self) -> String {
+        self.dir.path().display().to_string()
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        let _ = try_run("toxiproxy.sh", &["stop", &self.path()]);
     }
 }

@@ -83,6 +83,7 @@ async fn h19_every_kind_of_record_survives_bit_for_bit() {
     let everlog = Everlog::local(&Setup::new(&kafka().bootstrap, &[topic]));
     everlog.archive();
     let log = broker.dump(topic);
+    assert_eq!(compare::count(&log), 5 * (5 + 3) + 2);
     assert_same(
         &log,
         &everlog.replay(topic, &["--until", "snapshot"]),

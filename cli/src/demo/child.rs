@@ -39,6 +39,7 @@ impl ArchiverProcess {
                 command.env_remove(name);
             }
         }
+        process::dies_with_us(&mut command);
         let child = command.spawn()?;
         let pid = child.id().ok_or_else(|| ended("at once", lake))?;
         Ok(Self { child, pid })

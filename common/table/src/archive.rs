@@ -212,11 +212,13 @@ impl Archive {
         topic: &TopicName,
         settings: &TableSettings,
     ) -> Result<Self, ArchiveError> {
-        if let Some(archive) = Self::open(deps.clone(), namespace, topic).await? {
-            return Ok(archive);
-        }
         let ident = ident_of(namespace, topic)?;
-        check_folded_names(&deps, &ident, topic).await?;
+        if let Some(archive) = Self::open(deps.clone(), namespace, topic).await? {
+            return archive.unless_name_is_taken().await;
+        }
+        if let Some(clash) = folded_clash(&deps, &ident, topic, |_, _| true).await? {
+            return Err(clash);
+        }
         let table = schema::new_table(namespace, topic, settings).map_err(|source| {
             ArchiveError::Invalid {
                 table: ident.to_string(),
@@ -231,14 +233,18 @@ impl Archive {
         let mut last = None;
         for attempt in 0..CREATE_ATTEMPTS {
             match catalog.create(table.clone()).await {
-                Ok(CreateReply::Created(table)) => return Self::of_table(deps, topic, &table),
+                Ok(CreateReply::Created(table)) => {
+                    return Self::of_table(deps, topic, &table)?
+                        .unless_name_is_taken()
+                        .await;
+                }
                 Ok(CreateReply::Exists) => {}
                 // Made or not: the name is given once, so both looking and asking again are safe.
                 Err(error) if error.kind() == CatalogErrorKind::Unknown => last = Some(error),
                 Err(source) => return Err(catalog_error(&ident, "cannot make the table", source)),
             }
             if let Some(archive) = Self::open(deps.clone(), namespace, topic).await? {
-                return Ok(archive);
+                return archive.unless_name_is_taken().await;
             }
             deps.clock.sleep(CREATE_PAUSE * (1 << attempt)).await;
         }
@@ -247,6 +253,26 @@ impl Archive {
             source: "the catalog says that it exists, but does not show it".into(),
         });
         Err(catalog_error(&ident, "cannot make the table", source))
+    }
+
+    /// Two tables whose names differ in case alone may have been made at the same time. As long as nothing was archived
+    /// into this one, it gives way to one that has something, or whose name is less, so that of the two one is left.
+    async fn unless_name_is_taken(self) -> Result<Self, ArchiveError> {
+        let table = self.load().await?;
+        if table.metadata.current_snapshot_id().is_some() {
+            return Ok(self);
+        }
+        let Inner {
+            deps, ident, topic, ..
+        } = &*self.inner;
+        let clash = folded_clash(deps, ident, topic, |other, has_rows| {
+            has_rows || other < ident.name()
+        })
+        .await?;
+        match clash {
+            Some(clash) => Err(clash),
+            None => Ok(self),
+        }
     }
 
     /// The same archive with other options, sharing nothing with the first.
@@ -461,12 +487,13 @@ fn catalog_error(ident: &TableIdent, doing: &'static str, source: CatalogError) 
     }
 }
 
-/// Some catalogs fold the case of names, so a name that differs in case alone is taken.
-async fn check_folded_names(
+/// Some catalogs fold the case of names, so a name that differs in case alone is taken, by one that `counts`.
+async fn folded_clash(
     deps: &ArchiveDeps,
     ident: &TableIdent,
     topic: &TopicName,
-) -> Result<(), ArchiveError> {
+    counts: impl Fn(&str, bool) -> bool,
+) -> Result<Option<ArchiveError>, ArchiveError> {
     let folded = folded_table_name(topic);
     let names = deps
         .catalog
@@ -477,7 +504,7 @@ async fn check_folded_names(
         .into_iter()
         .find(|name| name != ident.name() && name.to_lowercase() == folded);
     let Some(name) = taken else {
-        return Ok(());
+        return Ok(None);
     };
     let other = TableIdent::new(ident.namespace().clone(), name);
     let loaded = deps
@@ -485,12 +512,18 @@ async fn check_folded_names(
         .load(&other)
         .await
         .map_err(|source| catalog_error(&other, "cannot read the table", source))?;
+    let has_rows = loaded
+        .as_ref()
+        .is_some_and(|table| table.metadata.current_snapshot_id().is_some());
+    if !counts(other.name(), has_rows) {
+        return Ok(None);
+    }
     let owner = loaded
         .as_ref()
         .and_then(|table| table.metadata.properties().get(PROPERTY_TOPIC).cloned());
-    Err(ArchiveError::NameClash {
+    Ok(Some(ArchiveError::NameClash {
         topic: topic.clone(),
         owner: owner.unwrap_or_else(|| format!("(none; the table is {other})")),
         table: other.to_string(),
-    })
+    }))
 }

@@ -119,7 +119,7 @@ fn hint(bounds: Option<&FileBounds>, sequence: i64, extent: &Extent) -> Hint {
 }
 
 /// What a file holds, for people.
-pub(super) fn describe(file: &PlannedFile) -> String {
+pub(crate) fn describe(file: &PlannedFile) -> String {
     let rows = file.rows;
     match &file.bounds {
         None => format!("{rows} rows of unknown offsets"),

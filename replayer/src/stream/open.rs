@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use everlog_common::{Generation, Ledger, Offset, Partition};
 use everlog_kafka::Isolation;
 use everlog_table::archive::{Archive, ArchiveDeps, ArchiveError};
+use everlog_table::catalog::LoadedTable;
 use everlog_table::snapshot::{PinError, PinnedSnapshot, SnapshotSelector};
 use everlog_table::summary::ISOLATION;
 use tokio::task::JoinSet;
@@ -13,7 +15,7 @@ use tokio::task::JoinSet;
 use super::switch::reading;
 use super::{Components, Context, EventStream, ReadingHistory, State};
 use crate::error::ReplayError;
-use crate::handoff::{Incarnation, LiveFacts, other_cluster};
+use crate::handoff::{Incarnation, LiveFacts, SeamError, other_cluster};
 use crate::history::lanes::{Selection, Stops};
 use crate::history::{History, find_timestamp};
 use crate::keeper::Keeper;
@@ -21,6 +23,11 @@ use crate::live::Cluster;
 use crate::progress::Meter;
 use crate::rate::RateLimit;
 use crate::request::{From, Order, ReplayRequest, Until};
+
+/// How often the log's end is asked for while it lies below what is archived: a new leader's may trail for a moment.
+const TRAILING_ASKS: u32 = 6;
+/// Between two of those.
+const TRAILING_WAIT: Duration = Duration::from_millis(500);
 
 impl EventStream {
     /// Opens a replay: pins the snapshot, notes where the live log ends now, and plans. Nothing is emitted before the
@@ -46,12 +53,7 @@ impl EventStream {
         // After the pin: so the end seen now is not before the Cut.
         let facts = match &cluster {
             None => None,
-            Some(cluster) => Some(
-                cluster
-                    .facts(&BTreeMap::new())
-                    .await?
-                    .ok_or_else(|| ReplayError::TopicGone(request.topic.clone()))?,
-            ),
+            Some(cluster) => Some(live_facts(cluster, &request, &ledger).await?),
         };
         check(&request, &ledger, facts.as_ref())?;
         let stops = stops(&request, &ledger, facts.as_ref());
@@ -209,14 +211,60 @@ async fn isolation(
     archive: &Archive,
     pinned: Option<&PinnedSnapshot>,
 ) -> Result<Isolation, ArchiveError> {
-    let table = match pinned {
-        Some(pinned) => pinned.table().clone(),
-        None => archive.state().await?.table,
-    };
+    match pinned {
+        Some(pinned) => Ok(isolation_of(pinned.table())),
+        None => Ok(isolation_of(&archive.state().await?.table)),
+    }
+}
+
+/// The isolation that a table records.
+pub(crate) fn isolation_of(table: &LoadedTable) -> Isolation {
     let recorded = table.metadata.properties().get(ISOLATION);
-    Ok(match recorded.map(String::as_str) {
+    match recorded.map(String::as_str) {
         Some(name) if name == Isolation::ReadUncommitted.as_str() => Isolation::ReadUncommitted,
         _ => Isolation::ReadCommitted,
+    }
+}
+
+/// The live log as it is now. One that ends below what is archived was truncated: a replay that ended with it would leave
+/// out archived records, silently.
+async fn live_facts(
+    cluster: &Cluster,
+    request: &ReplayRequest,
+    ledger: &Ledger,
+) -> Result<LiveFacts, ReplayError> {
+    let mut asked = 1;
+    loop {
+        let facts = cluster.facts(&BTreeMap::new()).await?;
+        let facts = facts.ok_or_else(|| ReplayError::TopicGone(request.topic.clone()))?;
+        let Some(problem) = truncation(request, ledger, &facts) else {
+            return Ok(facts);
+        };
+        if asked == TRAILING_ASKS {
+            return Err(ReplayError::Seam {
+                topic: request.topic.clone(),
+                source: problem,
+            });
+        }
+        asked += 1;
+        cluster.clock.sleep(TRAILING_WAIT).await;
+    }
+}
+
+/// A partition that is asked for, and whose log is shorter than what is archived of the same incarnation.
+fn truncation(request: &ReplayRequest, ledger: &Ledger, facts: &LiveFacts) -> Option<SeamError> {
+    let (_, newest) = ledger.newest()?;
+    if !newest.identity.agrees(&facts.identity) {
+        return None;
+    }
+    let mut wanted = newest.partitions.iter().filter(|(p, _)| request.wants(**p));
+    wanted.find_map(|(partition, entry)| {
+        let end = facts.bounds.get(partition)?.high_watermark;
+        (end < entry.next).then_some(SeamError::Truncated {
+            partition: *partition,
+            position: entry.next,
+            end,
+        })
     })
 }
 

@@ -105,6 +105,12 @@ impl Inner {
         Ok(self.client.cluster_id())
     }
 
+    /// An admin request that waits for a broker makes the client connect without a pause, so that a core is busy with it.
+    /// A metadata request waits quietly.
+    fn reach(&self, what: &str) -> Result<(), LogError> {
+        self.metadata(what, false).map(drop)
+    }
+
     fn knows_topic_ids(&self) -> Result<bool, LogError> {
         if let Some(known) = self.topic_ids.get() {
             return Ok(*known);
@@ -128,6 +134,7 @@ impl Inner {
                     .map(without_id),
             );
         }
+        self.reach("describe topics")?;
         let names: Vec<&str> = wanted.iter().map(String::as_str).collect();
         let found = self
             .client
@@ -284,6 +291,7 @@ impl Inner {
     }
 
     fn topic_config(&self, topic: &TopicName) -> Result<TopicConfig, LogError> {
+        self.reach("settings of a topic")?;
         let values = match self.client.topic_config(topic.as_str(), self.timeout()) {
             Ok(values) => values,
             Err(e) if classify::gone(e.code) => {

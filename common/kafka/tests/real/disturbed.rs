@@ -297,3 +297,35 @@ async fn what_may_not_be_read_is_denied() {
     assert!(matches!(refused, LogError::Denied { .. }), "{refused}");
     member.close().await.unwrap();
 }
+
+/// A broker that is away is asked now and then, not ten thousand times a second.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_is_away_is_asked_with_pauses() {
+    // Takes connections and drops them, so that they can be counted.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let count = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counted = std::sync::Arc::clone(&count);
+    std::thread::spawn(move || {
+        for connection in listener.incoming() {
+            counted.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            drop(connection);
+        }
+    });
+    let properties = [("bootstrap.servers".to_owned(), address)].into();
+    let log = everlog_kafka::client::KafkaLog::connect(&properties).unwrap();
+    let name = everlog_common::TopicName::new("orders").unwrap();
+    let asked = async {
+        let names = [name.clone()];
+        let described = log.describe(&names).await;
+        let config = log.topic_config(&name).await;
+        (described, config)
+    };
+    let answers = tokio::time::timeout(Duration::from_secs(8), asked).await;
+    if let Ok((described, config)) = answers {
+        assert!(described.unwrap_err().is_transient());
+        assert!(config.unwrap_err().is_transient());
+    }
+    let connections = count.load(std::sync::atomic::Ordering::SeqCst);
+    assert!((1..200).contains(&connections), "{connections} connections");
+}

@@ -188,12 +188,12 @@ impl Archive {
             Decision::Fenced { .. } if !parent.fresh => return Ok(Attempt::Again),
             Decision::Fenced { refusals } => {
                 let ledger = parent.ledger.clone();
-                *turn = Some(parent);
+                *turn = Some(parent.remembered());
                 return Ok(Attempt::Done(CommitOutcome::Fenced { refusals, ledger }));
             }
             Decision::AlreadyLanded { snapshot_id } => {
                 let outcome = self.landed(operation, snapshot_id, &parent.table).await?;
-                *turn = Some(parent);
+                *turn = Some(parent.remembered());
                 return Ok(Attempt::Done(outcome));
             }
             Decision::Malformed { partition, what } => {
@@ -247,7 +247,9 @@ impl Archive {
                     table = %self.inner.ident, commit_id = %operation.commit_id, %error,
                     "commit outcome unknown, reading the table back"
                 );
-                operation.unresolved = Some(Sent { parent: parent.head });
+                operation.unresolved = Some(Sent {
+                    parent: parent.head,
+                });
                 operation.open = Some(OpenCommit::new(&self.inner.open_commits));
                 Ok(Attempt::Unknown)
             }

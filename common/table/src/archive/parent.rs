@@ -29,8 +29,18 @@ pub(super) struct Parent {
     pub(super) totals: Totals,
     /// How main keeps its snapshots, where somebody said so.
     pub(super) retention: Option<SnapshotRetention>,
-    /// Whether it was read from the catalog for this very attempt, rather than kept from our own last commit.
+    /// Whether it was read from the catalog for this very attempt, rather than kept from an earlier one.
     pub(super) fresh: bool,
+}
+
+impl Parent {
+    /// The same for a later attempt: by then somebody else may have moved the table.
+    pub(super) fn remembered(self) -> Self {
+        Self {
+            fresh: false,
+            ..self
+        }
+    }
 }
 
 /// Every branch and tag. The library keeps them to itself, except in what it serializes.

@@ -119,6 +119,29 @@ async fn h27_a_writer_that_read_from_an_older_entry_is_fenced_and_nothing_lands(
 }
 
 #[tokio::test]
+async fn h27_who_was_fenced_goes_on_from_where_the_other_one_stopped() {
+    let rig = Rig::new(22);
+    let (blue, green) = (rig.process().await, rig.process().await);
+    let seen = rig.append(&blue, &[(0, 10)]).await;
+    let late = rig.request(&seen, &[(0, 1)]).await;
+    rig.append(&green, &[(0, 3)]).await;
+    let outcome = blue.append(late).await.expect("an outcome");
+    assert!(
+        matches!(outcome, CommitOutcome::Fenced { .. }),
+        "{outcome:?}"
+    );
+    // The other one commits once more before blue has read the ledger again, and ends.
+    rig.append(&green, &[(0, 4)]).await;
+    let current = blue.state().await.expect("the state").ledger;
+    let request = rig.request(&current, &[(0, 2)]).await;
+    assert_eq!(
+        rows(&committed(blue.append(request).await)),
+        [(0, 19)].into()
+    );
+    rig.check().await;
+}
+
+#[tokio::test]
 async fn h28_of_two_archivers_that_start_alike_each_offset_is_taken_once() {
     let rig = Rig::new(6);
     let (blue, green) = (rig.process().await, rig.process().await);
@@ -493,5 +516,44 @@ async fn a_name_that_differs_in_case_alone_belongs_to_the_topic_that_has_it() {
     let error = open(rig.deps(), "everlog", &other, &settings)
         .await
         .expect_err("a clash");
+    assert_eq!(error.kind(), ArchiveErrorKind::NameClash);
+}
+
+/// Both looked before either was there.
+#[tokio::test]
+async fn of_two_tables_made_at_once_whose_names_fold_alike_one_is_left() {
+    let rig = Rig::new(23);
+    rig.process().await;
+    let settings = everlog_table::schema::TableSettings::default();
+    let lesser = everlog_common::TopicName::new("ORDERS").expect("a name");
+    let table = everlog_table::schema::new_table("everlog", &lesser, &settings).expect("a table");
+    rig.deps().catalog.create(table).await.expect("created");
+    let open = everlog_table::archive::Archive::open_or_create;
+    let error = open(rig.deps(), "everlog", &crate::rig::topic(), &settings)
+        .await
+        .expect_err("a clash");
+    assert_eq!(error.kind(), ArchiveErrorKind::NameClash);
+    open(rig.deps(), "everlog", &lesser, &settings)
+        .await
+        .expect("the lesser name keeps it");
+}
+
+/// What has rows stays what it is: nothing that comes later takes its name.
+#[tokio::test]
+async fn a_table_with_rows_keeps_its_name() {
+    let rig = Rig::new(24);
+    let archive = rig.process().await;
+    rig.append(&archive, &[(0, 1)]).await;
+    let settings = everlog_table::schema::TableSettings::default();
+    let lesser = everlog_common::TopicName::new("ORDERS").expect("a name");
+    let table = everlog_table::schema::new_table("everlog", &lesser, &settings).expect("a table");
+    rig.deps().catalog.create(table).await.expect("created");
+    let open = everlog_table::archive::Archive::open_or_create;
+    open(rig.deps(), "everlog", &crate::rig::topic(), &settings)
+        .await
+        .expect("it has rows");
+    let error = open(rig.deps(), "everlog", &lesser, &settings)
+        .await
+        .expect_err("it has none");
     assert_eq!(error.kind(), ArchiveErrorKind::NameClash);
 }

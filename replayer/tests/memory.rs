@@ -86,7 +86,8 @@ async fn h20_records_of_100_mb_pass_within_bounded_memory() {
         assert_eq!(rows, 6 * 501);
         assert!(bytes > 6 * LARGE);
         let used = status("VmHWM:").saturating_sub(before);
-        eprintln!("{order:?}: {} MiB", used / MIB);
-        assert!(used < 256 * MIB + 3 * LARGE, "{} MiB", used / MIB);
+        // its budget, and one record on its way from file to caller
+        let bound = 256 * MIB + LARGE + LARGE / 2;
+        assert!(used < bound, "{order:?}: {} MiB", used / MIB);
     }
 }

@@ -224,8 +224,13 @@ impl Assembly {
         let short = held > self.limits.hold_bytes / 4 * 3 || (self.focus.is_some() && !by_time);
         let weight: usize = self.decoding.values().map(|u| u.origin.bytes).sum();
         let full = self.decoding.len() >= self.limits.units || weight >= self.limits.decode_bytes;
+        // One that is larger than all of it is decoded alone.
+        let fits = match self.decoding.len() {
+            0 => usize::MAX,
+            _ => self.limits.decode_bytes.saturating_sub(weight),
+        };
         if let Some(partition) = self.focus.filter(|_| !full) {
-            match self.planner.take_for(partition) {
+            match self.planner.take_for(partition, fits) {
                 Some(Needed::File(node, file)) => return Some(self.open(node, file)),
                 Some(Needed::Unit(unit)) => return Some(self.decode(unit)),
                 None => {}
@@ -238,7 +243,7 @@ impl Assembly {
         }
         // What was given up once is not read ahead again before there is room to keep it.
         let room = idle || held < self.limits.hold_bytes / 2;
-        if !full && let Some(unit) = self.planner.take_unit(room) {
+        if !full && let Some(unit) = self.planner.take_unit(fits, room) {
             return Some(self.decode(unit));
         }
         // Opened row groups may wait for a file that comes before them in turn.

@@ -260,9 +260,9 @@ impl Planner {
         None
     }
 
-    /// The next row group to decode, by hint; none while a file that comes before it is not opened yet. Those that were
-    /// given up come last, and only where `again` says so.
-    pub fn take_unit(&mut self, again: bool) -> Option<Unit> {
+    /// The next row group to decode, by hint; none while a file that comes before it is not opened yet, or if it weighs
+    /// more than `bytes_max`. Those that were given up come last, and only where `again` says so.
+    pub fn take_unit(&mut self, bytes_max: usize, again: bool) -> Option<Unit> {
         while let Some((turn, id)) = self.groups.first().copied() {
             if self.drop_if_unwanted(id) {
                 continue;
@@ -277,14 +277,14 @@ impl Planner {
             if first_file.is_some_and(|file| *file < (turn, id)) || (given_up && !again) {
                 return None;
             }
-            return self.take_group(id);
+            return self.take_group(id, bytes_max);
         }
         None
     }
 
-    /// What `partition` waits for: the lowest node that nobody took yet. None when it is being read already, or when
-    /// nothing is left.
-    pub fn take_for(&mut self, partition: Partition) -> Option<Needed> {
+    /// What `partition` waits for: the lowest node that nobody took yet. None when it is being read already, if it is a row
+    /// group that weighs more than `bytes_max`, or when nothing is left.
+    pub fn take_for(&mut self, partition: Partition, bytes_max: usize) -> Option<Needed> {
         let lane = self.lane(partition)?;
         loop {
             let (_, id) = self.blockers.lowest_entry(lane)?;
@@ -301,7 +301,7 @@ impl Planner {
                     let file = self.start_opening(turn, id)?;
                     Some(Needed::File(id, file))
                 }
-                Kind::Group { .. } => self.take_group(id).map(Needed::Unit),
+                Kind::Group { .. } => self.take_group(id, bytes_max).map(Needed::Unit),
             };
         }
     }
@@ -480,7 +480,12 @@ impl Planner {
         self.fresh_groups -= usize::from(waited && fresh);
     }
 
-    fn take_group(&mut self, id: NodeId) -> Option<Unit> {
+    fn take_group(&mut self, id: NodeId, bytes_max: usize) -> Option<Unit> {
+        if let Kind::Group { origin, .. } = self.nodes.get(&id)?.kind
+            && origin.bytes > bytes_max
+        {
+            return None;
+        }
         let mut node = self.nodes.remove(&id)?;
         self.no_longer_waits(&node, id);
         node.taken = true;
@@ -650,12 +655,16 @@ mod tests {
         );
         let (node, number) = planner.take_file().unwrap();
         assert_eq!(number, 0);
-        assert_eq!(planner.take_unit(true), None, "nothing is opened yet");
+        assert_eq!(
+            planner.take_unit(usize::MAX, true),
+            None,
+            "nothing is opened yet"
+        );
         assert_eq!(
             planner.opened(node, vec![group(0, bounds((0, 1), (0, 9)))]),
             1
         );
-        let unit = planner.take_unit(true).unwrap();
+        let unit = planner.take_unit(usize::MAX, true).unwrap();
         assert_eq!(
             planner.barrier(partition(1)),
             Some(offset(0)),
@@ -698,13 +707,20 @@ mod tests {
         let (first, _) = planner.take_file().unwrap();
         let (second, _) = planner.take_file().unwrap();
         planner.opened(second, vec![group(0, bounds((1, 1), (0, 9)))]);
-        assert_eq!(planner.take_unit(true), None);
+        assert_eq!(planner.take_unit(usize::MAX, true), None);
         assert!(
-            matches!(planner.take_for(partition(1)), Some(Needed::Unit(u)) if u.origin.file == 1)
+            matches!(planner.take_for(partition(1), usize::MAX), Some(Needed::Unit(u)) if u.origin.file == 1)
         );
-        assert_eq!(planner.take_for(partition(0)), None, "it is being opened");
+        assert_eq!(
+            planner.take_for(partition(0), usize::MAX),
+            None,
+            "it is being opened"
+        );
         planner.opened(first, vec![]);
-        assert!(planner.take_unit(true).is_none() && planner.barrier(partition(0)).is_none());
+        assert!(
+            planner.take_unit(usize::MAX, true).is_none()
+                && planner.barrier(partition(0)).is_none()
+        );
     }
 
     #[test]
@@ -715,7 +731,7 @@ mod tests {
         );
         let (node, _) = planner.take_file().unwrap();
         planner.opened(node, vec![group(0, Extent::Unknown)]);
-        let unit = planner.take_unit(true).unwrap();
+        let unit = planner.take_unit(usize::MAX, true).unwrap();
         planner.decoded(unit.node);
         let range = OffsetRange::new(offset(20), offset(30)).unwrap();
         planner.put_back(unit.origin, vec![(partition(0), range)]);
@@ -723,8 +739,8 @@ mod tests {
         let (node, number) = planner.take_file().unwrap();
         assert_eq!(number, 1);
         planner.opened(node, vec![group(0, bounds((0, 0), (50, 60)))]);
-        assert_eq!(planner.take_unit(true).unwrap().origin.file, 1);
-        let again = planner.take_unit(true).unwrap();
+        assert_eq!(planner.take_unit(usize::MAX, true).unwrap().origin.file, 1);
+        let again = planner.take_unit(usize::MAX, true).unwrap();
         assert!(again.again && again.origin == unit.origin);
     }
 

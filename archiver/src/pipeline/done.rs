@@ -154,10 +154,9 @@ impl Pipeline {
         };
         match decision {
             Decision::Start(start) => {
-                if let (Some(at), Some(bounds)) = (snapshot_time, bounds)
-                    && start.base.is_some()
-                {
-                    part.ends.look(at, bounds.end);
+                if let Some(bounds) = bounds {
+                    let archived_at = snapshot_time.filter(|_| start.base.is_some());
+                    part.ends.begin(archived_at, bounds.end);
                 }
                 let buffer = Buffer::new(&start);
                 let has_gap = buffer.has_gap();
@@ -570,26 +569,27 @@ impl Pipeline {
             config,
             log_start: bounds.log_start,
             next: archived,
-            oldest_unarchived: Some(age),
+            oldest_unarchived: age,
             start_speed: part.start_speed(now, bounds.log_start),
         };
         self.status.looked(tp, bounds, archived);
         let labels = PartitionLabels::from(tp);
         let metrics = self.status.metrics();
-        metrics
-            .lag_seconds
-            .get_or_create(&labels)
-            .set(age.as_secs_f64());
-        match headroom(&facts).seconds() {
-            Some(seconds) => {
-                metrics
-                    .retention_headroom_seconds
-                    .get_or_create(&labels)
-                    .set(seconds);
-            }
-            // absent is what unknown looks like to an alert
-            None => {
-                metrics.retention_headroom_seconds.remove(&labels);
+        for (gauge, seconds) in [
+            (&metrics.lag_seconds, age.map(|d| d.as_secs_f64())),
+            (
+                &metrics.retention_headroom_seconds,
+                headroom(&facts).seconds(),
+            ),
+        ] {
+            match seconds {
+                Some(seconds) => {
+                    gauge.get_or_create(&labels).set(seconds);
+                }
+                // absent is what unknown looks like to an alert
+                None => {
+                    gauge.remove(&labels);
+                }
             }
         }
     }

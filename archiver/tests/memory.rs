@@ -962,11 +962,31 @@ async fn a_named_topic_that_does_not_exist_fails_a_catch_up_and_is_waited_for_ot
         "{error}"
     );
     world.assert_equals_log("t", 1).await;
-    let running = world.start(world.settings(&["nowhere"]));
+    // in a group as well, where members see only what the group gives them
+    for group in [None, Some("g".to_owned())] {
+        let settings = Settings {
+            group,
+            ..world.settings(&["t", "never", "^no such"])
+        };
+        let running = world.start(settings);
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(
+            running.status.waits_for().as_deref(),
+            Some("configured and not in Kafka: never")
+        );
+        running.end().await.unwrap();
+    }
+    let running = world.start(world.settings(&["t", "nowhere"]));
     tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(!running.status.is_ready());
     world.log.create_topic(&topic("nowhere"), 1);
     world.produce(&tp("nowhere", 0), 0..10);
     world.wait_for_ledger(&tp("nowhere", 0), 10).await;
+    assert!(
+        running.status.is_ready(),
+        "{:?}",
+        running.status.waits_for()
+    );
     running.end().await.unwrap();
 }
 

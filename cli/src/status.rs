@@ -54,7 +54,7 @@ Examples:
 
 The JSON object:
   version, time, kafka {cluster_id, problem}, topics [
-    topic, problem, table {name, metadata_location, snapshot_id, snapshot_time, snapshot_age_seconds, snapshots, rows},
+    topic, in_kafka, problem, table {name, metadata_location, snapshot_id, snapshot_time, snapshot_age_seconds, snapshots, rows},
     generations [generation, cluster_id, topic_id, rows, is_live],
     gaps [generation, partition, start, end, reason, time], leases [tag, snapshot_id, deadline],
     partitions [partition, generation, archive {first, next, rows, hash}, log {start, end, high_watermark},
@@ -148,6 +148,12 @@ async fn ask(
 }
 
 impl Cluster {
+    /// Whether it has the topic; none: it did not say.
+    fn has(&self, name: &TopicName) -> Option<bool> {
+        let has = self.topics.contains_key(name);
+        (has || self.problem.is_none()).then_some(has)
+    }
+
     async fn fill(
         &mut self,
         log: &dyn Log,
@@ -198,6 +204,17 @@ fn patterns(settings: &Settings) -> Vec<TopicPattern> {
         .collect()
 }
 
+/// The topics that the configuration gives by name.
+fn named(settings: &Settings) -> Vec<TopicName> {
+    patterns(settings)
+        .into_iter()
+        .filter_map(|pattern| match pattern {
+            TopicPattern::Name(name) => Some(name),
+            TopicPattern::Regex(_) => None,
+        })
+        .collect()
+}
+
 /// The topics to report on: those asked for, else all that are archived or should be.
 fn chosen(
     args: &StatusArgs,
@@ -205,18 +222,21 @@ fn chosen(
     archived: &[TopicName],
     cluster: &Cluster,
 ) -> Result<Vec<TopicName>, Failure> {
-    let mut names: BTreeSet<TopicName> = if args.topics.is_empty() {
+    let names: BTreeSet<TopicName> = if args.topics.is_empty() {
         archived
             .iter()
             .chain(cluster.topics.keys())
             .cloned()
+            .chain(named(settings))
             .collect()
     } else {
         args.topics.iter().cloned().collect()
     };
+    let named = named(settings);
     for name in &args.topics {
         if !archived.contains(name)
             && !cluster.topics.contains_key(name)
+            && !named.contains(name)
             && cluster.problem.is_none()
         {
             return Err(Failure::new(
@@ -228,7 +248,7 @@ fn chosen(
             ));
         }
     }
-    Ok(std::mem::take(&mut names).into_iter().collect())
+    Ok(names.into_iter().collect())
 }
 
 async fn gather(
@@ -242,6 +262,7 @@ async fn gather(
     let namespace = &settings.catalog.namespace;
     let mut topic = Topic {
         topic: name.as_str().to_owned(),
+        in_kafka: cluster.has(name),
         table: None,
         problem: None,
         generations: Vec::new(),

@@ -121,6 +121,8 @@ struct Looks {
     discovery: Option<Duration>,
     discovery_backoff: Backoff,
     was_discovered: bool,
+    /// Topics configured by name that the last look did not find.
+    missing: BTreeSet<TopicName>,
     observation: Option<Duration>,
     targets: Option<Duration>,
     maintenance: Option<Duration>,
@@ -164,6 +166,7 @@ pub(crate) async fn run(
             discovery: Some(now),
             discovery_backoff: Backoff::default(),
             was_discovered: false,
+            missing: BTreeSet::new(),
             observation: Some(now),
             targets: None,
             maintenance,

@@ -46,6 +46,8 @@ pub(super) struct Kafka {
 pub(super) struct Topic {
     /// Its name.
     pub(super) topic: String,
+    /// Whether Kafka has it; null where it did not say.
+    pub(super) in_kafka: Option<bool>,
     /// Its table; null where nothing was archived yet.
     pub(super) table: Option<Table>,
     /// Why the table cannot be used; null where it can.
@@ -384,6 +386,8 @@ impl Topic {
     fn line(&self) -> String {
         let mut out = format!("{}: ", self.topic);
         match &self.table {
+            None if self.problem.is_some() => out.push_str("the table cannot be used"),
+            None if self.in_kafka == Some(false) => out.push_str("not in Kafka, not archived"),
             None => out.push_str("nothing is archived yet"),
             Some(table) => {
                 let _ = write!(
@@ -398,6 +402,9 @@ impl Topic {
                     let _ = write!(out, ", the last one {id}, {} old", text::duration(age));
                 }
             }
+        }
+        if self.table.is_some() && self.in_kafka == Some(false) {
+            out.push_str(", no longer in Kafka");
         }
         if self.generations.len() > 1 {
             let _ = write!(out, ", {} generations", self.generations.len());
@@ -470,6 +477,7 @@ mod tests {
             kafka: Kafka::default(),
             topics: vec![Topic {
                 topic: "orders".to_owned(),
+                in_kafka: Some(true),
                 table: Some(Table {
                     name: "everlog.orders".to_owned(),
                     metadata_location: "file:///x".to_owned(),
@@ -568,6 +576,7 @@ mod tests {
             [
                 "gaps",
                 "generations",
+                "in_kafka",
                 "leases",
                 "partitions",
                 "problem",
@@ -582,5 +591,22 @@ mod tests {
         assert_eq!(lease_deadline("everlog-lease-1234-abc"), Some(Millis(1234)));
         assert_eq!(lease_deadline("v1"), None);
         assert_eq!(lease_deadline("everlog-lease-x-abc"), None);
+    }
+
+    #[test]
+    fn a_topic_without_a_table_says_why() {
+        let mut report = report(Vec::new());
+        let line = |report: &Report| report.topics[0].line();
+        report.topics[0].in_kafka = Some(false);
+        assert!(line(&report).contains("no longer in Kafka"));
+        report.topics[0].table = None;
+        assert!(line(&report).starts_with("orders: not in Kafka, not archived\n"));
+        report.topics[0].in_kafka = Some(true);
+        assert!(line(&report).starts_with("orders: nothing is archived yet\n"));
+        report.topics[0].problem = Some("snapshot 7 was rolled back".to_owned());
+        assert!(
+            line(&report)
+                .starts_with("orders: the table cannot be used\n  snapshot 7 was rolled back\n")
+        );
     }
 }

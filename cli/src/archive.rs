@@ -58,7 +58,7 @@ pub(crate) async fn run(args: &ArchiveArgs, settings: &Settings) -> Result<(), F
         archiver_settings(args, settings)?,
         Components {
             log: components::log(settings)?,
-            catalog: components::catalog(settings).await?,
+            catalog: components::catalog_or_new(settings).await?,
             clock: components::clock(),
             ids: components::ids(),
         },

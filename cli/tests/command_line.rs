@@ -53,6 +53,8 @@ fn configured() -> tempfile::TempDir {
          [archive]\ntopics = [\"orders\"]\n"
     );
     std::fs::write(dir.path().join("everlog.toml"), text).expect("write");
+    // an empty database: only the archiver makes one
+    std::fs::write(dir.path().join("catalog.db"), "").expect("write");
     dir
 }
 
@@ -249,9 +251,30 @@ fn what_is_not_there_fails_with_one_line_that_says_what_to_do() {
     );
     let output = everlog(dir.path(), &["maintain"], &[]);
     assert_eq!(
-        (output.status.code(), out(&output)),
-        (Some(0), String::new())
+        (output.status.code(), out(&output).as_str()),
+        (Some(0), "nothing is archived in namespace everlog\n")
     );
+}
+
+#[test]
+fn a_command_that_only_looks_makes_no_catalog() {
+    let dir = configured();
+    let file = dir.path().join("lake").join("catalog.db");
+    let uri = format!("sqlite://{}", file.display());
+    for args in [
+        &["status"][..],
+        &["maintain"],
+        &["replay", "orders", "--until", "snapshot"],
+    ] {
+        let output = everlog(dir.path(), args, &[("EVERLOG_CATALOG__URI", &uri)]);
+        let line = failure(&output, 1);
+        let expected = format!(
+            "no catalog at {}: check catalog.uri, or start the archiver",
+            file.display()
+        );
+        assert!(line.contains(&expected), "{line}");
+        assert!(!dir.path().join("lake").exists(), "{args:?} made a folder");
+    }
 }
 
 #[test]

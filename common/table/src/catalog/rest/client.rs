@@ -173,8 +173,10 @@ impl Answer {
 
 /// The server's address, without a slash at its end.
 fn address(properties: &BTreeMap<String, String>) -> Result<String, CatalogError> {
-    let uri = required(properties, "uri", "https://catalog.example.com")?.trim_end_matches('/');
-    let refused = |why: String| Err(wrong("uri", format!("`{uri}` {why}")));
+    let given = required(properties, "uri", "https://catalog.example.com")?;
+    let uri = given.trim_end_matches('/');
+    // as it was written, so that whoever shows this finds it there and can leave out a password
+    let refused = |why: String| Err(wrong("uri", format!("`{given}` {why}")));
     match reqwest::Url::parse(uri) {
         Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => Ok(uri.to_owned()),
         Err(error) if uri.starts_with("http://") || uri.starts_with("https://") => {

@@ -324,6 +324,10 @@ fn what_is_printed_can_be_read_back() {
 #[test]
 fn the_default_file_is_right_as_it_stands_and_with_every_comment_taken_away() {
     let text = default_file();
+    assert!(
+        text.contains("# Too small: More snapshots and smaller files"),
+        "{text}"
+    );
     document(&text, &[]).settings(Needs::ALL).unwrap();
     let all: String = text
         .lines()

@@ -132,6 +132,10 @@ fn bad_usage_is_one_line_and_exit_status_2() {
         (&["replay", "t", "--snapshot", "1", "--tag", "x"], "--tag"),
         (&["--log-format", "xml", "status"], "--log-format"),
         (&["archive", "--accept", "newest"], "--accept"),
+        (
+            &["--log-level", "nonsense", "status"],
+            "--log-level nonsense",
+        ),
         (&[], "no command was given"),
     ] {
         let output = everlog(dir.path(), args, &[]);

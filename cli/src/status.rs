@@ -34,8 +34,10 @@ use report::{
 /// Show per partition what is archived, how far behind it is, and how far ahead of deletion
 ///
 /// Partitions with the least headroom come first: the time until Kafka deletes something that is not archived, by the age
-/// of the oldest such record against retention.ms. BEHIND is that age. Topics are those of the configuration and those that
-/// have a table in the namespace.
+/// of the oldest such record against retention.ms. BEHIND is that age. Under retention.bytes age alone says nothing, and the
+/// headroom is unknown here: the archiver's metric also knows how fast the log's start moves, and takes the shorter time.
+/// LAG counts offsets from the ledger to the end of the log, also those that Kafka has deleted. Topics are those of the
+/// configuration, also where Kafka does not have them, and those that have a table in the namespace.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct StatusArgs {
@@ -142,7 +144,13 @@ async fn ask(
     };
     let mut cluster = Cluster::default();
     if let Err(error) = cluster.fill(log, settings, archived, asked).await {
-        cluster.problem = Some(chain(&error));
+        let why = chain(&error);
+        cluster.problem = Some(match settings.kafka.get("bootstrap.servers") {
+            Some(servers) if error.is_transient() && cluster.topics.is_empty() => {
+                format!("cannot reach {servers}: check kafka \"bootstrap.servers\" ({why})")
+            }
+            _ => why,
+        });
     }
     cluster
 }
@@ -326,7 +334,7 @@ fn describe_table(
         metadata_location: state.table.metadata_location.clone(),
         snapshot_id: state.snapshot_id,
         snapshot_time: state.snapshot_time.map(text::time),
-        snapshot_age_seconds: state.snapshot_time.map(|t| now.since(t).as_secs_f64()),
+        snapshot_age_seconds: state.snapshot_time.map(|t| text::seconds(now.since(t))),
         snapshots: read.snapshots.len(),
         rows: state.ledger.rows(),
     };

@@ -286,7 +286,10 @@ fn status_tells_what_it_knows_when_kafka_does_not_answer() {
     let dir = configured();
     let output = everlog(dir.path(), &["status", "--json"], &[]);
     let line = failure(&output, 1);
-    assert!(line.contains("kafka"), "{line}");
+    assert!(
+        line.contains("kafka: cannot reach 127.0.0.1:1: check kafka \"bootstrap.servers\""),
+        "{line}"
+    );
     let json: serde_json::Value = serde_json::from_str(&out(&output)).expect("JSON");
     assert_eq!(json["version"], 1);
     assert!(json["kafka"]["problem"].is_string(), "{json}");

@@ -149,7 +149,7 @@ pub(super) struct PartitionLine {
     pub(super) archive: Option<Archived>,
     /// What Kafka has; null where it did not say.
     pub(super) log: Option<Bounds>,
-    /// Offsets that are there and not archived.
+    /// Offsets from the ledger to the log's end.
     pub(super) lag_records: Option<u64>,
     /// Age of the oldest record that is not archived, by its timestamp.
     pub(super) lag_seconds: Option<f64>,
@@ -196,10 +196,10 @@ pub(super) struct HeadroomLine {
 
 impl HeadroomLine {
     /// For the report.
-    pub(super) const fn of(value: Headroom) -> Self {
+    pub(super) fn of(value: Headroom) -> Self {
         let (state, seconds) = match value {
             Headroom::Unlimited => ("unlimited", None),
-            Headroom::Ahead(d) => ("ahead", Some(d.as_secs_f64())),
+            Headroom::Ahead(d) => ("ahead", Some(text::seconds(d))),
             Headroom::Overtaken => ("overtaken", None),
             Headroom::Unknown => ("unknown", None),
         };
@@ -277,10 +277,10 @@ pub(super) struct PartitionFacts {
     pub(super) gaps: usize,
 }
 
-/// Offsets that are in the log and not in the archive.
+/// Offsets from the ledger, or the log's start where nothing is archived, to the log's end. Those that Kafka deleted before
+/// they were archived count: the archiver's metric is the same.
 pub(super) fn lag(next: Option<Offset>, bounds: &LogBounds) -> u64 {
-    let from = next.map_or(bounds.log_start, |n| n.max(bounds.log_start));
-    bounds.end.since(from)
+    bounds.end.since(next.unwrap_or(bounds.log_start))
 }
 
 impl PartitionLine {
@@ -301,7 +301,7 @@ impl PartitionLine {
                 high_watermark: b.high_watermark.get(),
             }),
             lag_records: facts.bounds.map(|b| lag(facts.entry.map(|e| e.next), &b)),
-            lag_seconds: facts.oldest.map(|d| d.as_secs_f64()),
+            lag_seconds: facts.oldest.map(text::seconds),
             headroom: HeadroomLine::of(facts.headroom),
             gaps: facts.gaps,
         }
@@ -534,14 +534,14 @@ mod tests {
     }
 
     #[test]
-    fn lag_counts_what_can_still_be_read() {
+    fn lag_counts_from_the_ledger_also_what_kafka_has_deleted() {
         let bounds = LogBounds {
             log_start: offset(100),
             end: offset(150),
             high_watermark: offset(160),
         };
         assert_eq!(lag(None, &bounds), 50);
-        assert_eq!(lag(Some(offset(20)), &bounds), 50);
+        assert_eq!(lag(Some(offset(20)), &bounds), 130);
         assert_eq!(lag(Some(offset(149)), &bounds), 1);
         assert_eq!(lag(Some(offset(155)), &bounds), 0);
     }

@@ -113,6 +113,9 @@ impl Pipeline {
             return;
         };
         topic.backoff.reset();
+        if prepared.has_accepted {
+            self.accept = None;
+        }
         if prepared.era.is_new && !prepared.era.closing.is_empty() {
             tracing::warn!(
                 topic = %name, generation = prepared.era.generation.0, identity = %prepared.identity,
@@ -514,6 +517,15 @@ impl Pipeline {
             .topics
             .iter()
             .find(|(_, t)| t.table.is_none() && t.failure.is_none());
+        if opening.is_none()
+            && !self.topics.is_empty()
+            && let Some(snapshot) = self.accept.take()
+        {
+            tracing::warn!(
+                snapshot,
+                "--accept was of no use: no table has a foreign change at this snapshot"
+            );
+        }
         if !missing.is_empty() {
             let why = format!("configured and not in Kafka: {}", missing.join(", "));
             self.status.not_ready(why);

@@ -19,8 +19,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use everlog_common::{
-    Clock, EventBatch, Gap, Generation, Identity, Ids, Ledger, Millis, Offset, OffsetRange,
-    Partition, Position, Positions, Source,
+    Clock, EventBatch, Gap, Ids, Ledger, Millis, Offset, OffsetRange, Partition, Position,
+    Positions, Source,
 };
 use everlog_kafka::{Log, LogError};
 use everlog_table::archive::Archive;

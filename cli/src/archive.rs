@@ -126,7 +126,7 @@ fn archiver_settings(args: &ArchiveArgs, settings: &Settings) -> Result<Archiver
     }
     let topics = once
         .into_iter()
-        .map(|text| TopicPattern::parse(text))
+        .map(TopicPattern::parse)
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| Failure::usage(format!("archive.topics: {error}")))?;
     Ok(ArchiverSettings {

@@ -19,8 +19,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use everlog_common::{
-    Clock, EventBatch, Gap, Generation, Identity, Ids, Ledger, Millis, Offset, OffsetRange,
-    Partition, Position, Positions, Source,
+    Clock, EventBatch, Gap, Ids, Ledger, Millis, Offset, OffsetRange, Partition, Position,
+    Positions, Source,
 };
 use everlog_kafka::{Log, LogError};
 use everlog_table::archive::Archive;
@@ -81,7 +81,7 @@ struct Context {
 /// - Per partition, batches are contiguous: each begins where the one before ended, or behind a recorded gap; offsets
 ///   strictly increase within a generation, and generations follow each other.
 /// - Across partitions the order is [`crate::Order`]'s.
-/// - Memory is bounded by the request, whatever the files' layout.
+/// - Memory is bounded by the request, whatever the files' layout; or by one row group, where that is larger.
 ///
 /// Not promised: that events of different partitions come in any order besides; that other engines' expiry spares the
 /// files that are being read.

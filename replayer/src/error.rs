@@ -234,10 +234,10 @@ impl ReplayError {
 
     /// Whether a data file or manifest that was there is gone: the snapshot was expired under the reader.
     pub(crate) fn is_vanished(&self) -> bool {
-        match self {
-            Self::FileGone { .. } | Self::Pin(PinError::Vanished { .. }) => true,
-            _ => false,
-        }
+        matches!(
+            self,
+            Self::FileGone { .. } | Self::Pin(PinError::Vanished { .. })
+        )
     }
 }
 

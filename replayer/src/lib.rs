@@ -16,7 +16,8 @@
 //! - Per generation and partition offsets strictly increase; every batch begins where the one before ended, or behind a
 //!   recorded gap. A duplicate, a hole or a missing file is an error that names the interval, never emitted and never
 //!   skipped.
-//! - Any file layout is read right, also after another engine rewrote the files; memory is bounded by the request.
+//! - Any file layout is read right, also after another engine rewrote the files; memory is bounded by the request, or by
+//!   one row group of the files, where that is larger.
 //! - [`EventStream::positions`] is one value at every instant, in mid-switch too: a replay resumed from any of them equals
 //!   one that was never interrupted.
 //!

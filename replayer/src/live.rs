@@ -13,7 +13,7 @@ use everlog_common::{
 };
 use everlog_kafka::{
     Isolation, Log, LogError, LogReader, Membership, PartitionFault, ReaderEvent, ReaderOptions,
-    StartAt,
+    StartAt, TopicInfo,
 };
 
 use crate::error::ReplayError;
@@ -97,10 +97,20 @@ impl Cluster {
         }))
     }
 
-    /// Whose log it is now, and its partitions; none where the topic does not exist.
-    pub(crate) async fn identity(&self) -> Result<Option<(Identity, Vec<Partition>)>, LogError> {
-        let mut described = self.log.describe(std::slice::from_ref(&self.topic)).await?;
-        let Some(info) = described.remove(&self.topic) else {
+    /// Whose log it is now; none where the topic does not exist. The topic's id alone is one request, and enough while the
+    /// cluster is known: no other cluster has it.
+    pub(crate) async fn look(&self, whole: bool) -> Result<Option<Identity>, LogError> {
+        if whole {
+            return Ok(self.identity().await?.map(|(identity, _)| identity));
+        }
+        Ok(self.described().await?.map(|info| Identity {
+            cluster_id: None,
+            topic_id: info.topic_id,
+        }))
+    }
+
+    async fn identity(&self) -> Result<Option<(Identity, Vec<Partition>)>, LogError> {
+        let Some(info) = self.described().await? else {
             return Ok(None);
         };
         let identity = Identity {
@@ -108,6 +118,11 @@ impl Cluster {
             topic_id: info.topic_id,
         };
         Ok(Some((identity, info.partitions)))
+    }
+
+    async fn described(&self) -> Result<Option<TopicInfo>, LogError> {
+        let mut described = self.log.describe(std::slice::from_ref(&self.topic)).await?;
+        Ok(described.remove(&self.topic))
     }
 
     pub(crate) fn partition(&self, partition: Partition) -> TopicPartition {

@@ -81,7 +81,7 @@ struct Context {
 /// - Per partition, batches are contiguous: each begins where the one before ended, or behind a recorded gap; offsets
 ///   strictly increase within a generation, and generations follow each other.
 /// - Across partitions the order is [`crate::Order`]'s.
-/// - Memory is bounded by the request, whatever the files' layout.
+/// - Memory is bounded by the request, whatever the files' layout; or by one row group, where that is larger.
 ///
 /// Not promised: that events of different partitions come in any order besides; that other engines' expiry spares the
 /// files that are being read.

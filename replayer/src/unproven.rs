@@ -11,7 +11,8 @@
 //! ```
 //!
 //! One look proves everything that was fetched before it began, so the cost is one small request in [`LOOK_INTERVAL`] however
-//! fast events come, and the delay is that interval plus the request. After a pause the look begins at once.
+//! fast events come (more only where they fill the memory that they may wait in), and the delay is that interval plus the
+//! request. After a pause the look begins at once.
 
 use std::collections::VecDeque;
 use std::time::Duration;

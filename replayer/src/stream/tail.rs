@@ -294,8 +294,8 @@ impl ReadingLive {
         let look_is_due = self.unproven.look_at().is_some_and(|at| at <= now);
         if look_is_due && self.has_topic_id() {
             self.unproven.look_began(now);
-            let cluster = cluster.clone();
-            let look = async move { Ok(cluster.identity().await?.map(|(identity, _)| identity)) };
+            let (cluster, first) = (cluster.clone(), !self.verified);
+            let look = async move { cluster.look(first).await };
             self.look = Some(OwnedTask::spawn("the look at the topic's identity", look));
         }
         let first = look_is_due && !self.has_topic_id() && !self.verified;

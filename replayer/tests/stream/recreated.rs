@@ -144,7 +144,7 @@ async fn follow(acts: &[Act]) -> Replayed {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(ProptestConfig::with_cases(120))]
 
     /// Whatever the moment, no record of one incarnation is emitted as one of another.
     #[test]

@@ -200,7 +200,7 @@ fn killed_again_and_again(acts: &[(usize, Act)]) -> Killed {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { max_shrink_iters: 50, ..ProptestConfig::with_cases(40) })]
+    #![proptest_config(ProptestConfig { max_shrink_iters: 50, ..ProptestConfig::with_cases(16) })]
 
     /// h46: exactly once, whatever instant a run ends at, in history, at the seam and in the tail.
     #[test]

@@ -163,9 +163,9 @@ async fn h03_control_records_and_compaction_leave_no_hole_in_positions() {
             log.append_in(txn, &tp(T, 0), MemoryRecord::value(format!("{i}")));
         }
         if commit {
-            log.commit(txn)
+            log.commit(txn);
         } else {
-            log.abort(txn)
+            log.abort(txn);
         }
     };
     write(5, false);

@@ -101,6 +101,14 @@ impl Unproven {
         proved.into_iter().map(|(event, _)| event).collect()
     }
 
+    /// Nothing needs to wait any more: all of it, in order, also what was fetched after the look began.
+    pub(crate) fn everything(&mut self) -> Vec<TailEvent> {
+        self.unanswered = false;
+        self.asked = None;
+        self.bytes = 0;
+        self.events.drain(..).map(|(event, _)| event).collect()
+    }
+
     /// The look had no answer: everything goes on waiting.
     pub(crate) fn unanswered(&mut self, now: Duration) {
         self.unanswered = true;
@@ -139,6 +147,17 @@ mod tests {
             TailEvent::Batch(batch) => batch.range.start().get(),
             TailEvent::Lost(..) => panic!("none was put in"),
         }
+    }
+
+    #[test]
+    fn what_came_after_the_look_began_does_not_stay_behind() {
+        let mut unproven = Unproven::new(1 << 20);
+        unproven.put(vec![event(0), event(1)]);
+        unproven.look_began(Duration::ZERO);
+        unproven.put(vec![event(2)]);
+        let all: Vec<i64> = unproven.everything().iter().map(number).collect();
+        assert_eq!(all, [0, 1, 2]);
+        assert!(!unproven.is_asked() && unproven.look_at().is_none());
     }
 
     #[derive(Debug, Clone, Copy)]

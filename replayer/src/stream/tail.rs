@@ -345,7 +345,12 @@ impl ReadingLive {
             fail::fail_point!("replay::first_live");
             self.verified = true;
         }
-        self.unproven.proved()
+        if self.has_topic_id() {
+            self.unproven.proved()
+        } else {
+            // There is no second look: what came meanwhile goes on too, or it would wait for ever.
+            self.unproven.everything()
+        }
     }
 }
 

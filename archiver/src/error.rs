@@ -133,12 +133,15 @@ impl ArchiverError {
     }
 }
 
+/// What is shown of one cause: servers answer with whole documents.
+const SHOWN_CHARS: usize = 500;
+
 /// An error with its causes on one line.
 pub(crate) fn one_line(error: &dyn Error) -> String {
-    let mut line = error.to_string();
+    let mut line = squeezed(&error.to_string());
     let mut cause = error.source();
     while let Some(error) = cause {
-        let text = error.to_string();
+        let text = squeezed(&error.to_string());
         if !line.contains(&text) {
             line.push_str(": ");
             line.push_str(&text);
@@ -146,6 +149,15 @@ pub(crate) fn one_line(error: &dyn Error) -> String {
         cause = error.source();
     }
     line
+}
+
+/// Without line breaks and runs of blanks, and not longer than anybody reads.
+fn squeezed(text: &str) -> String {
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(SHOWN_CHARS) {
+        Some((at, _)) => format!("{}…", line.get(..at).unwrap_or_default()),
+        None => line,
+    }
 }
 
 #[cfg(test)]
@@ -175,5 +187,15 @@ mod tests {
             let ended = ArchiverError::of_failures(vec![failure(kind)]);
             assert_eq!(ended.exit_status(), status);
         }
+    }
+
+    #[test]
+    fn a_server_that_answers_with_a_document_makes_one_line_of_a_sane_length() {
+        let body = "<Error>\n  <Code>SlowDown</Code>\n</Error>\n".repeat(100);
+        let line = one_line(&std::io::Error::other(body));
+        assert!(
+            line.starts_with("<Error> <Code>SlowDown</Code> </Error> <Error>") && line.len() < 600,
+            "{line}"
+        );
     }
 }

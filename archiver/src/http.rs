@@ -44,10 +44,13 @@ async fn healthz(State(status): State<StatusHandle>) -> Response {
 }
 
 async fn readyz(State(status): State<StatusHandle>) -> Response {
-    if status.is_ready() {
-        (StatusCode::OK, "ready\n").into_response()
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "starting\n").into_response()
+    match status.waits_for() {
+        None => (StatusCode::OK, "ready\n").into_response(),
+        Some(why) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("not ready: {why}\n"),
+        )
+            .into_response(),
     }
 }
 
@@ -90,6 +93,9 @@ mod tests {
         tasks.spawn(serve(listener, status.clone(), stop.clone()));
 
         assert!(ask(address, "/readyz").await.starts_with("HTTP/1.1 503"));
+        status.not_ready("configured and not in Kafka: t".to_owned());
+        let starting = ask(address, "/readyz").await;
+        assert!(starting.starts_with("HTTP/1.1 503") && starting.contains("not in Kafka: t"));
         status.set_ready();
         assert!(ask(address, "/readyz").await.starts_with("HTTP/1.1 200"));
         let healthy = ask(address, "/healthz").await;

@@ -161,7 +161,7 @@ impl Metrics {
         register! {
             ledger_next_offset: "The next offset to archive, by the table's ledger",
             lag_records: "Offsets between the ledger and the end of the log, as of the last look at the brokers",
-            lag_seconds: "How long ago the log first held something that is not archived yet; 0 when everything is",
+            lag_seconds: "How long the oldest thing that is not archived has been in the log; 0 when everything is, absent if unknown",
             retention_headroom_seconds:
                 "Time until Kafka deletes something that is not archived; +Inf if nothing is deleted, absent if unknown",
             gap_offsets: "Offsets that Kafka deleted before they were archived, recorded as gaps by this process",

@@ -35,6 +35,8 @@ struct Inner {
 #[derive(Debug, Default)]
 struct State {
     is_ready: bool,
+    /// Why it is not ready, once that is known.
+    waits_for: Option<String>,
     trouble: Option<Hold>,
     topics: BTreeMap<TopicName, TopicState>,
 }
@@ -140,9 +142,21 @@ impl StatusHandle {
         self.inner.metrics.encode()
     }
 
-    /// Whether every topic that was there at the start is being read, or is known not to be readable.
+    /// Whether every topic configured by name was found, and every topic that was there is being read or is known not to
+    /// be readable. Stays once it is so.
     pub fn is_ready(&self) -> bool {
         self.lock().is_ready
+    }
+
+    /// What is waited for, while it is not ready; none: it is.
+    pub fn waits_for(&self) -> Option<String> {
+        let state = self.lock();
+        if state.is_ready {
+            return None;
+        }
+        let why = state.trouble.as_ref().map(|hold| &hold.why);
+        let why = why.or(state.waits_for.as_ref());
+        Some(why.map_or_else(|| "topics are being looked up".to_owned(), Clone::clone))
     }
 
     /// What `/healthz` answers.
@@ -178,6 +192,11 @@ impl StatusHandle {
 
     pub(crate) fn set_ready(&self) {
         self.lock().is_ready = true;
+    }
+
+    /// Not ready yet, and why.
+    pub(crate) fn not_ready(&self, why: String) {
+        self.lock().waits_for = Some(why);
     }
 
     /// The brokers do not answer, or the client has a problem.

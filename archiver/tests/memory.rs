@@ -5,9 +5,9 @@ mod support;
 use std::time::Duration;
 
 use everlog_archiver::{ArchiverError, FailureKind, OnGap, Settings};
-use everlog_common::{GapReason, Generation};
+use everlog_common::{GapReason, Generation, TimestampType};
 use everlog_kafka::memory::{MemoryRecord, Request};
-use everlog_kafka::{LogError, PartitionFault};
+use everlog_kafka::{LogError, PartitionFault, TopicConfig};
 use everlog_table::catalog::memory::{Call, Fault};
 
 use support::{World, o, p, topic, tp};
@@ -891,11 +891,61 @@ async fn memory_stays_within_its_bound_and_a_record_larger_than_all_of_it_passes
     world.assert_equals_log("t", 8).await;
 }
 
+/// A gauge's value, its fraction cut off.
 fn gauge(metrics: &str, name: &str) -> usize {
     metrics
         .lines()
-        .find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+        .find_map(|line| {
+            let value = line.strip_prefix(name)?.trim();
+            value.split('.').next()?.parse().ok()
+        })
         .unwrap_or(0)
+}
+
+/// Retention counts from when a record was written, not from when the archiver first saw it.
+#[tokio::test(start_paused = true)]
+async fn b24_what_was_never_archived_is_as_old_as_its_records_and_unknown_before_they_are_read() {
+    const LAG: &str = "everlog_archiver_lag_seconds{topic=\"t\",partition=\"0\"}";
+    const HEADROOM: &str =
+        "everlog_archiver_retention_headroom_seconds{topic=\"t\",partition=\"0\"}";
+    let world = World::new();
+    world.log.create_topic(&topic("t"), 1);
+    let config = TopicConfig {
+        retention: Some(Duration::from_secs(900)),
+        ..TopicConfig::default()
+    };
+    world.log.set_topic_config(&topic("t"), config);
+    let written = world.clock.now().0 - 660_000;
+    for i in 0..10 {
+        let record = MemoryRecord::value(format!("{i}")).at(written + i, TimestampType::Create);
+        world.log.append(&tp("t", 0), record);
+    }
+    world.gate.close();
+    let settings = Settings {
+        commit_interval: Duration::from_secs(120),
+        ..world.settings(&["t"])
+    };
+    let running = world.start(settings);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let metrics = running.status.render_metrics();
+    assert!(
+        metrics.contains("lag_records{topic=\"t\"")
+            && !metrics.contains(LAG)
+            && !metrics.contains(HEADROOM),
+        "{metrics}"
+    );
+    world.gate.open();
+    world
+        .wait_for("the age of the records", async || {
+            running.status.render_metrics().contains(LAG)
+        })
+        .await;
+    let metrics = running.status.render_metrics();
+    let age = gauge(&metrics, LAG);
+    assert!((660..900).contains(&age), "{metrics}");
+    assert!(gauge(&metrics, HEADROOM) <= 900 - age, "{metrics}");
+    world.wait_for_ledger(&tp("t", 0), 10).await;
+    running.end().await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -912,11 +962,31 @@ async fn a_named_topic_that_does_not_exist_fails_a_catch_up_and_is_waited_for_ot
         "{error}"
     );
     world.assert_equals_log("t", 1).await;
-    let running = world.start(world.settings(&["nowhere"]));
+    // in a group as well, where members see only what the group gives them
+    for group in [None, Some("g".to_owned())] {
+        let settings = Settings {
+            group,
+            ..world.settings(&["t", "never", "^no such"])
+        };
+        let running = world.start(settings);
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(
+            running.status.waits_for().as_deref(),
+            Some("configured and not in Kafka: never")
+        );
+        running.end().await.unwrap();
+    }
+    let running = world.start(world.settings(&["t", "nowhere"]));
     tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(!running.status.is_ready());
     world.log.create_topic(&topic("nowhere"), 1);
     world.produce(&tp("nowhere", 0), 0..10);
     world.wait_for_ledger(&tp("nowhere", 0), 10).await;
+    assert!(
+        running.status.is_ready(),
+        "{:?}",
+        running.status.waits_for()
+    );
     running.end().await.unwrap();
 }
 

@@ -1,5 +1,6 @@
 //! `everlog archive`: the archiver.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::time::Duration;
 
@@ -58,7 +59,7 @@ pub(crate) async fn run(args: &ArchiveArgs, settings: &Settings) -> Result<(), F
         archiver_settings(args, settings)?,
         Components {
             log: components::log(settings)?,
-            catalog: components::catalog(settings).await?,
+            catalog: components::catalog_or_new(settings).await?,
             clock: components::clock(),
             ids: components::ids(),
         },
@@ -119,10 +120,13 @@ async fn bind(http: Http) -> Result<TcpListener, Failure> {
 
 fn archiver_settings(args: &ArchiveArgs, settings: &Settings) -> Result<ArchiverSettings, Failure> {
     let archive = &settings.archive;
-    let topics = archive
-        .topics
-        .iter()
-        .map(|text| TopicPattern::parse(text))
+    let (once, twice) = distinct(&archive.topics);
+    for topic in twice {
+        warn!(topic, "archive.topics names this twice: once is enough");
+    }
+    let topics = once
+        .into_iter()
+        .map(TopicPattern::parse)
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| Failure::usage(format!("archive.topics: {error}")))?;
     Ok(ArchiverSettings {
@@ -150,6 +154,19 @@ fn archiver_settings(args: &ArchiveArgs, settings: &Settings) -> Result<Archiver
     })
 }
 
+/// Each text once, in order, and those that came again.
+fn distinct(texts: &[String]) -> (Vec<&str>, BTreeSet<&str>) {
+    let (mut seen, mut once, mut twice) = (BTreeSet::new(), Vec::new(), BTreeSet::new());
+    for text in texts {
+        if seen.insert(text.as_str()) {
+            once.push(text.as_str());
+        } else {
+            twice.insert(text.as_str());
+        }
+    }
+    (once, twice)
+}
+
 /// What maintenance keeps and removes, the same for the archiver and for `everlog maintain`.
 pub(crate) fn maintenance_settings(settings: &Settings) -> MaintenanceSettings {
     let archive = &settings.archive;
@@ -167,4 +184,17 @@ pub(crate) fn maintenance_settings(settings: &Settings) -> MaintenanceSettings {
 
 fn of_archiver(error: &ArchiverError) -> Failure {
     Failure::from_error(Status::from_code(error.exit_status()), error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_topic_that_is_named_twice_is_archived_once() {
+        let texts = ["b", "a", "b", "^x", "^x", "b"].map(str::to_owned);
+        let (once, twice) = distinct(&texts);
+        assert_eq!(once, ["b", "a", "^x"]);
+        assert_eq!(twice, BTreeSet::from(["b", "^x"]));
+    }
 }

@@ -8,7 +8,9 @@ use everlog_common::{Clock, Ids, TopicName};
 use everlog_kafka::client::KafkaLog;
 use everlog_kafka::{Log, LogError};
 use everlog_table::archive::{ArchiveDeps, ArchiveError, ArchiveErrorKind};
-use everlog_table::catalog::{Catalog, CatalogError, CatalogErrorKind, connect, parse_namespace};
+use everlog_table::catalog::{
+    Catalog, CatalogError, CatalogErrorKind, connect, connect_existing, parse_namespace,
+};
 use everlog_table::schema::PROPERTY_TOPIC;
 use iceberg::TableIdent;
 
@@ -32,8 +34,15 @@ pub(crate) fn log(settings: &Settings) -> Result<Arc<dyn Log>, Failure> {
         .map_err(|error| of_log("kafka", &error))
 }
 
-/// The catalog.
+/// The catalog, for a command that only looks or works on what is there: it makes none.
 pub(crate) async fn catalog(settings: &Settings) -> Result<Arc<dyn Catalog>, Failure> {
+    connect_existing(settings.catalog.properties.reveal())
+        .await
+        .map_err(|error| of_catalog(&error))
+}
+
+/// The catalog; it is made where it is a file that is not there.
+pub(crate) async fn catalog_or_new(settings: &Settings) -> Result<Arc<dyn Catalog>, Failure> {
     connect(settings.catalog.properties.reveal())
         .await
         .map_err(|error| of_catalog(&error))

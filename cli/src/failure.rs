@@ -113,7 +113,7 @@ pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = one_line(&error.to_string());
     let mut cause = error.source();
     while let Some(error) = cause {
-        let more = one_line(&error.to_string());
+        let more = cut(one_line(&error.to_string()));
         if !more.is_empty() && !text.contains(&more) {
             text.push_str(": ");
             text.push_str(&more);
@@ -121,6 +121,16 @@ pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
         cause = error.source();
     }
     text
+}
+
+/// What is shown of one cause: servers answer with whole documents.
+const SHOWN_CHARS: usize = 500;
+
+fn cut(text: String) -> String {
+    match text.char_indices().nth(SHOWN_CHARS) {
+        Some((at, _)) => format!("{}…", text.get(..at).unwrap_or_default()),
+        None => text,
+    }
 }
 
 /// A text without line breaks or runs of blanks.
@@ -142,6 +152,21 @@ mod tests {
     #[test]
     fn an_error_and_its_causes_are_one_line() {
         assert_eq!(chain(&Outer(Inner)), "reading x: disk on fire");
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("storage: put x")]
+    struct Put(#[source] std::io::Error);
+
+    #[test]
+    fn a_cause_that_is_a_document_is_cut() {
+        let line = chain(&Put(std::io::Error::other(
+            "<a>\n <b/>\n</a>\n".repeat(200),
+        )));
+        assert!(
+            line.starts_with("storage: put x: <a> <b/> </a>") && line.len() < 600,
+            "{line}"
+        );
     }
 
     #[test]

@@ -79,6 +79,7 @@ Exit status:
   3  a gap: Kafka deleted records before they were archived
   4  corrupt data
   5  another writer: fenced, or a foreign change to the table
+  130  ended at once by a second SIGTERM or Ctrl-C, without a last commit
 
 Every value of the configuration can be set as EVERLOG_<SECTION>__<KEY>, for instance
 EVERLOG_KAFKA__BOOTSTRAP_SERVERS=broker:9092.

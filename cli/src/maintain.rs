@@ -40,6 +40,12 @@ pub(crate) async fn run(args: &MaintainArgs, settings: &Settings) -> Result<(), 
         Some(topic) => vec![topic.clone()],
         None => components::archived_topics(&*catalog, namespace).await?,
     };
+    if topics.is_empty() {
+        writeln!(
+            std::io::stdout().lock(),
+            "nothing is archived in namespace {namespace}"
+        )?;
+    }
     let maintenance = MaintenanceSettings {
         // Asked for by hand: folders are searched now, however lately that was done.
         orphan_interval: Duration::ZERO,

@@ -34,8 +34,10 @@ use report::{
 /// Show per partition what is archived, how far behind it is, and how far ahead of deletion
 ///
 /// Partitions with the least headroom come first: the time until Kafka deletes something that is not archived, by the age
-/// of the oldest such record against retention.ms. BEHIND is that age. Topics are those of the configuration and those that
-/// have a table in the namespace.
+/// of the oldest such record against retention.ms. BEHIND is that age. Under retention.bytes age alone says nothing, and the
+/// headroom is unknown here: the archiver's metric also knows how fast the log's start moves, and takes the shorter time.
+/// LAG counts offsets from the ledger to the end of the log, also those that Kafka has deleted. Topics are those of the
+/// configuration, also where Kafka does not have them, and those that have a table in the namespace.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct StatusArgs {
@@ -54,7 +56,7 @@ Examples:
 
 The JSON object:
   version, time, kafka {cluster_id, problem}, topics [
-    topic, problem, table {name, metadata_location, snapshot_id, snapshot_time, snapshot_age_seconds, snapshots, rows},
+    topic, in_kafka, problem, table {name, metadata_location, snapshot_id, snapshot_time, snapshot_age_seconds, snapshots, rows},
     generations [generation, cluster_id, topic_id, rows, is_live],
     gaps [generation, partition, start, end, reason, time], leases [tag, snapshot_id, deadline],
     partitions [partition, generation, archive {first, next, rows, hash}, log {start, end, high_watermark},
@@ -142,12 +144,24 @@ async fn ask(
     };
     let mut cluster = Cluster::default();
     if let Err(error) = cluster.fill(log, settings, archived, asked).await {
-        cluster.problem = Some(chain(&error));
+        let why = chain(&error);
+        cluster.problem = Some(match settings.kafka.get("bootstrap.servers") {
+            Some(servers) if error.is_transient() && cluster.topics.is_empty() => {
+                format!("cannot reach {servers}: check kafka \"bootstrap.servers\" ({why})")
+            }
+            _ => why,
+        });
     }
     cluster
 }
 
 impl Cluster {
+    /// Whether it has the topic; none: it did not say.
+    fn has(&self, name: &TopicName) -> Option<bool> {
+        let has = self.topics.contains_key(name);
+        (has || self.problem.is_none()).then_some(has)
+    }
+
     async fn fill(
         &mut self,
         log: &dyn Log,
@@ -198,6 +212,17 @@ fn patterns(settings: &Settings) -> Vec<TopicPattern> {
         .collect()
 }
 
+/// The topics that the configuration gives by name.
+fn named(settings: &Settings) -> Vec<TopicName> {
+    patterns(settings)
+        .into_iter()
+        .filter_map(|pattern| match pattern {
+            TopicPattern::Name(name) => Some(name),
+            TopicPattern::Regex(_) => None,
+        })
+        .collect()
+}
+
 /// The topics to report on: those asked for, else all that are archived or should be.
 fn chosen(
     args: &StatusArgs,
@@ -205,18 +230,21 @@ fn chosen(
     archived: &[TopicName],
     cluster: &Cluster,
 ) -> Result<Vec<TopicName>, Failure> {
-    let mut names: BTreeSet<TopicName> = if args.topics.is_empty() {
+    let names: BTreeSet<TopicName> = if args.topics.is_empty() {
         archived
             .iter()
             .chain(cluster.topics.keys())
             .cloned()
+            .chain(named(settings))
             .collect()
     } else {
         args.topics.iter().cloned().collect()
     };
+    let named = named(settings);
     for name in &args.topics {
         if !archived.contains(name)
             && !cluster.topics.contains_key(name)
+            && !named.contains(name)
             && cluster.problem.is_none()
         {
             return Err(Failure::new(
@@ -228,7 +256,7 @@ fn chosen(
             ));
         }
     }
-    Ok(std::mem::take(&mut names).into_iter().collect())
+    Ok(names.into_iter().collect())
 }
 
 async fn gather(
@@ -242,6 +270,7 @@ async fn gather(
     let namespace = &settings.catalog.namespace;
     let mut topic = Topic {
         topic: name.as_str().to_owned(),
+        in_kafka: cluster.has(name),
         table: None,
         problem: None,
         generations: Vec::new(),
@@ -305,7 +334,7 @@ fn describe_table(
         metadata_location: state.table.metadata_location.clone(),
         snapshot_id: state.snapshot_id,
         snapshot_time: state.snapshot_time.map(text::time),
-        snapshot_age_seconds: state.snapshot_time.map(|t| now.since(t).as_secs_f64()),
+        snapshot_age_seconds: state.snapshot_time.map(|t| text::seconds(now.since(t))),
         snapshots: read.snapshots.len(),
         rows: state.ledger.rows(),
     };

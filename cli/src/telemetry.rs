@@ -62,15 +62,45 @@ impl MakeWriter<'_> for AboveBars {
     }
 }
 
+/// What `--log-level` says, as a filter: a level, or several directives of which each has a `=`. A word that is neither
+/// would be taken for the name of a module, and switch everything off.
+fn directives(level: &str) -> Result<EnvFilter, String> {
+    let is_level = |word: &str| {
+        ["off", "error", "warn", "info", "debug", "trace"]
+            .iter()
+            .any(|level| level.eq_ignore_ascii_case(word))
+    };
+    for directive in level.split(',').map(str::trim) {
+        if !is_level(directive) && !directive.contains('=') {
+            return Err(format!("{directive:?} is no level"));
+        }
+    }
+    if is_level(level) {
+        return Ok(EnvFilter::new(of_level(level)));
+    }
+    EnvFilter::try_new(level).map_err(|error| error.to_string())
+}
+
+/// A level for everything. The object store's client tells of every request that it repeats, dozens a second where a store
+/// is away: that is for who debugs it. What comes of it is told by everlog.
+fn of_level(level: &str) -> String {
+    if level.eq_ignore_ascii_case("info") {
+        format!("{level},object_store=warn")
+    } else {
+        level.to_owned()
+    }
+}
+
 /// Begins logging. `level` wins over `RUST_LOG`, which wins over `default`.
 pub(crate) fn start(format: LogFormat, level: Option<&str>, default: &str) -> Result<(), Failure> {
     let filter = match level {
-        Some(level) => EnvFilter::try_new(level).map_err(|error| {
+        Some(level) => directives(level).map_err(|error| {
             Failure::usage(format!(
-                "--log-level {level}: {error}; write error, warn, info, debug or trace, or a filter like everlog_archiver=debug"
+                "--log-level {level}: {error}; write error, warn, info, debug or trace, or a filter like everlog_archiver=debug; see `everlog --help`"
             ))
         })?,
-        None => EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default)),
+        None => EnvFilter::try_from_default_env()
+            .unwrap_or_else(|_| EnvFilter::new(of_level(default))),
     };
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -93,4 +123,34 @@ pub(crate) fn start(format: LogFormat, level: Option<&str>, default: &str) -> Re
 /// <https://no-color.org>
 fn no_color() -> bool {
     std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_level_is_one_of_five_or_a_filter() {
+        for right in [
+            "warn",
+            "DEBUG",
+            "off",
+            "everlog_archiver=debug",
+            "warn,everlog_kafka=trace",
+        ] {
+            assert!(directives(right).is_ok(), "{right}");
+        }
+        for wrong in [
+            "nonsense",
+            "everlog_archiver",
+            "warn,nonsense",
+            "a=nonsense",
+            "",
+        ] {
+            assert!(directives(wrong).is_err(), "{wrong}");
+        }
+        let shown = directives("info").unwrap().to_string();
+        assert!(shown.contains("object_store=warn"), "{shown}");
+        assert_eq!(directives("debug").unwrap().to_string(), "debug");
+    }
 }

@@ -54,6 +54,11 @@ pub(crate) fn duration(duration: Duration) -> String {
     }
 }
 
+/// Seconds as a number in JSON: with three digits, not what binary fractions make of them.
+pub(crate) fn seconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1000.0).round() / 1000.0
+}
+
 /// `340,000/s`, from how many in how long.
 pub(crate) fn rate(number: u64, elapsed: Duration) -> String {
     #[allow(
@@ -122,6 +127,10 @@ mod tests {
         assert_eq!(duration(Duration::from_millis(840)), "0.8 s");
         assert_eq!(duration(Duration::from_secs(250)), "4 min 10 s");
         assert_eq!(duration(Duration::from_hours(76)), "3 d 4 h");
+        assert_eq!(
+            serde_json::json!(seconds(Duration::from_nanos(1_132_000_001))).to_string(),
+            "1.132"
+        );
         assert_eq!(rate(123_456, Duration::from_secs(1)), "123,000/s");
         assert_eq!(rate(7, Duration::from_secs(1)), "7/s");
         assert_eq!(rate(0, Duration::ZERO), "0/s");

@@ -53,6 +53,30 @@ pub enum ReplayError {
         /// The snapshot's newest generation.
         newest: Generation,
     },
+    /// A generation that was asked for by number is in neither tier.
+    #[error("--from: topic {topic} has no generation {generation}, its newest is {newest}")]
+    NoSuchGeneration {
+        /// The topic.
+        topic: TopicName,
+        /// What was asked for.
+        generation: Generation,
+        /// The newest one.
+        newest: Generation,
+    },
+    /// A position that neither the archive nor the live log has reached.
+    #[error(
+        "topic {topic} partition {partition}: offset {offset} is beyond the end, {end}: the log was truncated, or the position is another log's"
+    )]
+    BeyondTheEnd {
+        /// The topic.
+        topic: TopicName,
+        /// The partition.
+        partition: Partition,
+        /// The position.
+        offset: everlog_common::Offset,
+        /// The end of both tiers.
+        end: everlog_common::Offset,
+    },
     /// The archive failed.
     #[error(transparent)]
     Archive(#[from] ArchiveError),
@@ -173,6 +197,7 @@ impl ReplayError {
         match self {
             Self::Request(_)
             | Self::NoSuchPartition { .. }
+            | Self::NoSuchGeneration { .. }
             | Self::NoKafka(_)
             | Self::AheadOfSnapshot { .. } => 2,
             Self::Archive(error) => archive_status(error.kind()),
@@ -196,6 +221,7 @@ impl ReplayError {
             } => 4,
             Self::Log(LogError::Invalid { .. }) => 2,
             Self::NotArchived { .. }
+            | Self::BeyondTheEnd { .. }
             | Self::Seam { .. }
             | Self::TopicGone(_)
             | Self::Unsettled(_)

@@ -76,6 +76,9 @@ pub enum RequestError {
     /// Not a way with gaps.
     #[error("--on-gap {0}: not one of pass, stop")]
     OnGap(String),
+    /// The output is the input: each event would come again.
+    #[error("--output kafka:{0}: this is the topic that is replayed; give another one")]
+    IntoItself(TopicName),
     /// Two options that exclude each other.
     #[error("{first} and {second} exclude each other: {reason}")]
     Conflict {

@@ -15,9 +15,11 @@
 //! (at least once). With a file it also has the file's length; what lies behind it is cut off before going on (exactly
 //! once). With a topic the positions travel in the transactions, and those win over the file's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{File, TryLockError};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use everlog_common::{
     Generation, Identity, Offset, Partition, Position, Positions, TopicId, TopicName,
@@ -26,6 +28,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::handoff::Incarnation;
+use crate::output::json::Encoding;
+use crate::request::{From, Order, ReplayRequest};
 
 const VERSION: u32 = 1;
 
@@ -52,6 +56,14 @@ pub enum ResumeError {
         /// What is wrong.
         what: String,
     },
+    /// Another process goes on from it.
+    #[error(
+        "positions file {}: another replay uses it right now; wait for its end, or give each replay a file of its own", path.display()
+    )]
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
     /// It is another replay's.
     #[error(
         "positions file {}: it belongs to {its}, this replay is {ours}; give each replay a file of its own", path.display()
@@ -70,7 +82,7 @@ impl ResumeError {
     /// The exit status that stands for it.
     pub fn exit_status(&self) -> u8 {
         match self {
-            Self::Io { .. } | Self::Format { .. } => 1,
+            Self::Io { .. } | Self::Format { .. } | Self::InUse { .. } => 1,
             Self::Other { .. } => 2,
         }
     }
@@ -130,6 +142,73 @@ pub struct ResumeState {
     pub events: u64,
     /// What the output needs.
     pub output: OutputState,
+    /// What decides which events come in which form; none in files of before it was written.
+    pub asked: Option<Asked>,
+}
+
+/// The options that a resumed replay must not change: other events, or the same in another form, would be mixed with what
+/// was written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Asked {
+    /// Where it began.
+    pub from: String,
+    /// Which partitions; none: all.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub partitions: Option<BTreeSet<i32>>,
+    /// In which order.
+    pub order: String,
+    /// How bytes become text.
+    pub encoding: String,
+}
+
+impl Asked {
+    /// Of a request.
+    pub fn of(request: &ReplayRequest, encoding: Encoding) -> Self {
+        let partitions = request.partitions.as_ref();
+        Self {
+            from: match request.from {
+                From::Beginning => "beginning".to_owned(),
+                From::Offset {
+                    generation: None,
+                    offset,
+                } => format!("offset:{offset}"),
+                From::Offset {
+                    generation: Some(generation),
+                    offset,
+                } => format!("offset:{generation}:{offset}"),
+                From::Timestamp(at) => format!("timestamp:{}", at.0),
+            },
+            partitions: partitions.map(|all| all.iter().map(|p| p.get()).collect()),
+            order: match request.order {
+                Order::Partition => "partition",
+                Order::Time => "time",
+            }
+            .to_owned(),
+            encoding: match encoding {
+                Encoding::Text => "text",
+                Encoding::Base64 => "base64",
+            }
+            .to_owned(),
+        }
+    }
+}
+
+impl std::fmt::Display for Asked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            from,
+            order,
+            encoding,
+            ..
+        } = self;
+        write!(f, "--from {from} --order {order} --encoding {encoding}")?;
+        if let Some(partitions) = &self.partitions {
+            let all: Vec<String> = partitions.iter().map(i32::to_string).collect();
+            write!(f, " --partitions {}", all.join(","))?;
+        }
+        Ok(())
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -143,6 +222,8 @@ struct Stored {
     snapshot_id: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     incarnation: Option<StoredIncarnation>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    asked: Option<Asked>,
     events: u64,
     #[serde(deserialize_with = "unique_positions")]
     positions: BTreeMap<String, Position>,
@@ -201,6 +282,7 @@ impl ResumeState {
                 cluster_id: i.identity.cluster_id,
                 topic_id: i.identity.topic_id,
             }),
+            asked: self.asked.clone(),
             events: self.events,
             positions: self
                 .positions
@@ -247,20 +329,45 @@ impl ResumeState {
             positions,
             events: stored.events,
             output: stored.output,
+            asked: stored.asked,
         })
     }
 }
 
 /// One positions file.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct ResumeFile {
     path: PathBuf,
+    /// Held while this process uses it.
+    lock: Mutex<Option<File>>,
 }
 
 impl ResumeFile {
     /// At `path`; the file need not be there yet.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into() }
+        Self {
+            path: path.into(),
+            lock: Mutex::default(),
+        }
+    }
+
+    /// Makes sure that no other process goes on from the same file. Ends with this value, or with the process.
+    pub fn lock(&self) -> Result<(), ResumeError> {
+        let mut name = self.path.file_name().unwrap_or_default().to_os_string();
+        name.push(".lock");
+        let path = self.path.with_file_name(name);
+        let file = File::create(&path).map_err(|e| self.io("cannot be locked", e))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(ResumeError::InUse {
+                    path: self.path.clone(),
+                });
+            }
+            Err(TryLockError::Error(error)) => return Err(self.io("cannot be locked", error)),
+        }
+        *self.lock.lock().unwrap_or_else(PoisonError::into_inner) = Some(file);
+        Ok(())
     }
 
     /// Where it is.
@@ -273,6 +380,7 @@ impl ResumeFile {
         &self,
         topic: &TopicName,
         output: &OutputState,
+        asked: &Asked,
     ) -> Result<Option<ResumeState>, ResumeError> {
         let text = match std::fs::read_to_string(&self.path) {
             Ok(text) => text,
@@ -291,7 +399,14 @@ impl ResumeFile {
                 ours: format!("topic {topic} with output {ours}"),
             });
         }
-        Ok(Some(state))
+        match &state.asked {
+            Some(its) if its != asked => Err(ResumeError::Other {
+                path: self.path.clone(),
+                its: format!("a replay with {its}"),
+                ours: format!("one with {asked}"),
+            }),
+            _ => Ok(Some(state)),
+        }
     }
 
     /// Replaces what is stored. When it returns, the new state survives a power cut.
@@ -306,13 +421,13 @@ impl ResumeFile {
         name.push(".tmp");
         let temporary = folder.join(name);
         let write = || -> std::io::Result<()> {
-            let mut file = std::fs::File::create(&temporary)?;
+            let mut file = File::create(&temporary)?;
             file.write_all(text.as_bytes())?;
             file.sync_all()
         };
         write().map_err(|e| self.io("cannot be written", e))?;
         std::fs::rename(&temporary, &self.path).map_err(|e| self.io("cannot be replaced", e))?;
-        let sync = std::fs::File::open(&folder).and_then(|f| f.sync_all());
+        let sync = File::open(&folder).and_then(|f| f.sync_all());
         sync.map_err(|e| self.io("its folder cannot be synced", e))
     }
 
@@ -352,6 +467,16 @@ mod tests {
         ]
     }
 
+    fn asked() -> impl Strategy<Value = Asked> {
+        let partitions = prop::option::of(prop::collection::btree_set(0..i32::MAX, 1..5));
+        (".{0,9}", partitions, any::<bool>()).prop_map(|(from, partitions, flag)| Asked {
+            from,
+            partitions,
+            order: if flag { "time" } else { "partition" }.to_owned(),
+            encoding: if flag { "text" } else { "base64" }.to_owned(),
+        })
+    }
+
     fn state() -> impl Strategy<Value = ResumeState> {
         let positions = prop::collection::btree_map(0..i32::MAX, (any::<u32>(), 0..i64::MAX), 0..9);
         let incarnation = (
@@ -367,34 +492,38 @@ mod tests {
             any::<u64>(),
             output(),
             prop::option::of(incarnation),
+            prop::option::of(asked()),
         )
             .prop_map(
-                |(id, topic, snapshot_id, positions, events, output, incarnation)| ResumeState {
-                    run_id: Uuid::from_u128(id),
-                    topic: TopicName::new(&format!("t{topic}")).unwrap(),
-                    snapshot_id,
-                    incarnation: incarnation.map(|(g, cluster_id, id)| Incarnation {
-                        generation: Generation(g),
-                        identity: Identity {
-                            cluster_id,
-                            topic_id: id.map(|id| TopicId(Uuid::from_u128(id))),
-                        },
-                    }),
-                    positions: positions
-                        .into_iter()
-                        .map(|(p, (g, o))| {
-                            let offset = Offset::new(o).unwrap();
-                            (
-                                Partition::new(p).unwrap(),
-                                Position {
-                                    generation: Generation(g),
-                                    offset,
-                                },
-                            )
-                        })
-                        .collect(),
-                    events,
-                    output,
+                |(id, topic, snapshot_id, positions, events, output, incarnation, asked)| {
+                    ResumeState {
+                        asked,
+                        run_id: Uuid::from_u128(id),
+                        topic: TopicName::new(&format!("t{topic}")).unwrap(),
+                        snapshot_id,
+                        incarnation: incarnation.map(|(g, cluster_id, id)| Incarnation {
+                            generation: Generation(g),
+                            identity: Identity {
+                                cluster_id,
+                                topic_id: id.map(|id| TopicId(Uuid::from_u128(id))),
+                            },
+                        }),
+                        positions: positions
+                            .into_iter()
+                            .map(|(p, (g, o))| {
+                                let offset = Offset::new(o).unwrap();
+                                (
+                                    Partition::new(p).unwrap(),
+                                    Position {
+                                        generation: Generation(g),
+                                        offset,
+                                    },
+                                )
+                            })
+                            .collect(),
+                        events,
+                        output,
+                    }
                 },
             )
     }
@@ -457,7 +586,9 @@ mod tests {
         let file = ResumeFile::new(folder.path().join("positions.json"));
         let topic = TopicName::new("orders").unwrap();
         let stdout = OutputState::Stdout {};
-        assert_eq!(file.load(&topic, &stdout).unwrap(), None);
+        let request = ReplayRequest::new(topic.clone());
+        let asked = Asked::of(&request, Encoding::Text);
+        assert_eq!(file.load(&topic, &stdout, &asked).unwrap(), None);
         let state = ResumeState {
             run_id: Uuid::from_u128(7),
             topic: topic.clone(),
@@ -466,21 +597,50 @@ mod tests {
             positions: Positions::new(),
             events: 0,
             output: stdout.clone(),
+            asked: Some(asked.clone()),
         };
         file.save(&state).unwrap();
         file.save(&state).unwrap();
-        assert_eq!(file.load(&topic, &stdout).unwrap(), Some(state));
+        assert_eq!(file.load(&topic, &stdout, &asked).unwrap(), Some(state));
         let other = TopicName::new("payments").unwrap();
         assert!(matches!(
-            file.load(&other, &stdout),
+            file.load(&other, &stdout, &asked),
             Err(ResumeError::Other { .. })
         ));
         let count = OutputState::Count { bytes: 0 };
         assert!(matches!(
-            file.load(&topic, &count),
+            file.load(&topic, &count, &asked),
             Err(ResumeError::Other { .. })
         ));
+        // Another part of the topic, another order or form would be mixed with what is there.
+        let mut part = request.clone();
+        part.partitions = Some([Partition::new(1).unwrap()].into());
+        let mut by_time = request.clone();
+        by_time.order = Order::Time;
+        let mut later = request.clone();
+        later.from = From::Timestamp(everlog_common::Millis(5));
+        for other in [
+            Asked::of(&part, Encoding::Text),
+            Asked::of(&by_time, Encoding::Text),
+            Asked::of(&later, Encoding::Text),
+            Asked::of(&request, Encoding::Base64),
+        ] {
+            let refused = file.load(&topic, &stdout, &other).unwrap_err();
+            assert!(matches!(refused, ResumeError::Other { .. }), "{refused}");
+            assert_eq!(refused.exit_status(), 2);
+        }
         let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
         assert_eq!(left.len(), 1, "no temporary file stays");
+    }
+
+    #[test]
+    fn two_replays_do_not_go_on_from_one_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("positions.json");
+        let (one, two) = (ResumeFile::new(&path), ResumeFile::new(&path));
+        one.lock().unwrap();
+        assert!(matches!(two.lock(), Err(ResumeError::InUse { .. })));
+        drop(one);
+        two.lock().unwrap();
     }
 }

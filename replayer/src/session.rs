@@ -22,8 +22,8 @@ use crate::error::ReplayError;
 use crate::output::json::Encoding;
 use crate::output::{OpenOutput, Output, OutputError, OutputTarget};
 use crate::progress::Progress;
-use crate::request::ReplayRequest;
-use crate::resume::{OutputState, ResumeError, ResumeFile, ResumeState};
+use crate::request::{ReplayRequest, RequestError};
+use crate::resume::{Asked, OutputState, ResumeError, ResumeFile, ResumeState};
 use crate::stream::{Components, EventStream};
 
 /// Between a batch and the checkpoint that covers it.
@@ -98,7 +98,7 @@ pub struct Summary {
 pub struct Session {
     stream: EventStream,
     output: Output,
-    file: Option<ResumeFile>,
+    file: Option<Arc<ResumeFile>>,
     state: ResumeState,
     clock: Arc<dyn Clock>,
     /// When the next checkpoint is due; none while everything is saved.
@@ -113,10 +113,20 @@ impl Session {
         components: Components,
         options: SessionOptions,
     ) -> Result<Self, SessionError> {
-        let file = options.resume.map(ResumeFile::new);
+        if let OutputTarget::Topic(topic) = &options.output
+            && *topic == request.topic
+        {
+            let error = RequestError::IntoItself(topic.clone());
+            return Err(ReplayError::from(error).into());
+        }
+        let file = options.resume.map(ResumeFile::new).map(Arc::new);
         let initial = options.output.initial_state();
+        let asked = Asked::of(&request, options.encoding);
         let saved = match &file {
-            Some(file) => file.load(&request.topic, &initial)?,
+            Some(file) => {
+                file.lock()?;
+                file.load(&request.topic, &initial, &asked)?
+            }
             None => None,
         };
         let run_id = saved
@@ -147,6 +157,7 @@ impl Session {
             positions: request.start.clone().unwrap_or_default(),
             events,
             output: saved.map_or(initial, |s| s.output),
+            asked: Some(asked),
         };
         let clock = Arc::clone(&components.clock);
         let stream = EventStream::open(request, components).await?;
@@ -247,7 +258,7 @@ impl Session {
         self.state.output = output;
         self.state.snapshot_id = self.stream.snapshot_id();
         self.state.incarnation = self.stream.incarnation().cloned();
-        if let Some(file) = self.file.clone() {
+        if let Some(file) = self.file.as_ref().map(Arc::clone) {
             let state = self.state.clone();
             let saved = tokio::task::spawn_blocking(move || file.save(&state));
             saved

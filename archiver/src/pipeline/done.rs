@@ -1,5 +1,6 @@
 //! What the loop does with what its tasks bring back.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use everlog_common::{
@@ -17,6 +18,7 @@ use crate::error::{Failure, FailureKind, one_line};
 use crate::headroom::{HeadroomFacts, headroom, start_speed};
 use crate::metrics::{PartitionLabels, ReasonLabels};
 use crate::recovery::{Decision, TopicRefusal};
+use crate::settings::TopicPattern;
 
 /// How often a topic may answer with an earlier incarnation's id before that is believed.
 const STALE_MAX: u32 = 8;
@@ -111,6 +113,9 @@ impl Pipeline {
             return;
         };
         topic.backoff.reset();
+        if prepared.has_accepted {
+            self.accept = None;
+        }
         if prepared.era.is_new && !prepared.era.closing.is_empty() {
             tracing::warn!(
                 topic = %name, generation = prepared.era.generation.0, identity = %prepared.identity,
@@ -154,10 +159,9 @@ impl Pipeline {
         };
         match decision {
             Decision::Start(start) => {
-                if let (Some(at), Some(bounds)) = (snapshot_time, bounds)
-                    && start.base.is_some()
-                {
-                    part.ends.look(at, bounds.end);
+                if let Some(bounds) = bounds {
+                    let archived_at = snapshot_time.filter(|_| start.base.is_some());
+                    part.ends.begin(archived_at, bounds.end);
                 }
                 let buffer = Buffer::new(&start);
                 let has_gap = buffer.has_gap();
@@ -416,10 +420,33 @@ impl Pipeline {
                 }
             }
         }
-        if is_first && self.topics.is_empty() {
-            tracing::info!("no topic to archive yet");
-        }
+        self.look_for_configured(&found, is_first);
         self.check_ready();
+    }
+
+    /// Says which of the configured topics are not there: once, and again when that changes.
+    fn look_for_configured(&mut self, found: &Discovered, is_first: bool) {
+        let is_found = |name: &TopicName| found.topics.iter().any(|info| info.name == *name);
+        let missing: BTreeSet<TopicName> = self
+            .settings
+            .named()
+            .into_iter()
+            .filter(|name| !is_found(name))
+            .collect();
+        for name in missing.difference(&self.looks.missing) {
+            tracing::warn!(topic = %name, "a configured topic is not in Kafka: nothing of it is archived until it is");
+        }
+        self.looks.missing = missing;
+        // a group does not tell what there is beside its own
+        if is_first && (self.is_alone() || self.caught_up.is_some()) {
+            for pattern in &self.settings.topics {
+                if matches!(pattern, TopicPattern::Regex(_))
+                    && !found.topics.iter().any(|info| pattern.matches(&info.name))
+                {
+                    tracing::warn!(%pattern, "no topic matches the configured expression");
+                }
+            }
+        }
     }
 
     /// Whether the topics that are being read are still the same ones.
@@ -482,12 +509,30 @@ impl Pipeline {
     }
 
     fn check_ready(&mut self) {
-        if self.looks.was_discovered
-            && self
-                .topics
-                .values()
-                .all(|t| t.table.is_some() || t.failure.is_some())
+        if !self.looks.was_discovered {
+            return;
+        }
+        let missing: Vec<&str> = self.looks.missing.iter().map(TopicName::as_str).collect();
+        let opening = self
+            .topics
+            .iter()
+            .find(|(_, t)| t.table.is_none() && t.failure.is_none());
+        if opening.is_none()
+            && !self.topics.is_empty()
+            && let Some(snapshot) = self.accept.take()
         {
+            tracing::warn!(
+                snapshot,
+                "--accept was of no use: no table has a foreign change at this snapshot"
+            );
+        }
+        if !missing.is_empty() {
+            let why = format!("configured and not in Kafka: {}", missing.join(", "));
+            self.status.not_ready(why);
+        } else if let Some((name, _)) = opening {
+            let why = format!("the table of topic {name} is not open yet");
+            self.status.not_ready(why);
+        } else {
             self.status.set_ready();
         }
     }
@@ -570,26 +615,27 @@ impl Pipeline {
             config,
             log_start: bounds.log_start,
             next: archived,
-            oldest_unarchived: Some(age),
+            oldest_unarchived: age,
             start_speed: part.start_speed(now, bounds.log_start),
         };
         self.status.looked(tp, bounds, archived);
         let labels = PartitionLabels::from(tp);
         let metrics = self.status.metrics();
-        metrics
-            .lag_seconds
-            .get_or_create(&labels)
-            .set(age.as_secs_f64());
-        match headroom(&facts).seconds() {
-            Some(seconds) => {
-                metrics
-                    .retention_headroom_seconds
-                    .get_or_create(&labels)
-                    .set(seconds);
-            }
-            // absent is what unknown looks like to an alert
-            None => {
-                metrics.retention_headroom_seconds.remove(&labels);
+        for (gauge, seconds) in [
+            (&metrics.lag_seconds, age.map(|d| d.as_secs_f64())),
+            (
+                &metrics.retention_headroom_seconds,
+                headroom(&facts).seconds(),
+            ),
+        ] {
+            match seconds {
+                Some(seconds) => {
+                    gauge.get_or_create(&labels).set(seconds);
+                }
+                // absent is what unknown looks like to an alert
+                None => {
+                    gauge.remove(&labels);
+                }
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use everlog_common::{Partition, TopicName, TopicPartition};
+use everlog_common::{Millis, Partition, TimestampType, TopicName, TopicPartition};
 use everlog_kafka::{Fetched, PartitionFault, ReaderEvent};
 
 use super::topic::{Part, PartState};
@@ -29,13 +29,19 @@ impl Pipeline {
             return;
         };
         // anything else was taken away, fenced or stopped meanwhile: it is not ours to keep
-        let Some(PartState::Reading(buffer)) = topic
-            .parts
-            .get_mut(&fetched.source.partition)
-            .map(|part| &mut part.state)
-        else {
+        let Some(part) = topic.parts.get_mut(&fetched.source.partition) else {
             return;
         };
+        let PartState::Reading(buffer) = &mut part.state else {
+            return;
+        };
+        if !fetched.columns.is_empty() {
+            let first = fetched.columns.row(0);
+            if first.timestamp_type != TimestampType::None {
+                let (at, range) = (Millis(first.timestamp_ms), fetched.range);
+                part.ends.read(at, range.start(), range.end());
+            }
+        }
         let position = buffer.position();
         let rows = buffer.pending_rows();
         match buffer.accept(fetched.range, fetched.columns) {

@@ -158,10 +158,11 @@ impl Pipeline {
     fn start_discovery(&mut self) {
         let log = Arc::clone(&self.components.log);
         let settings = Arc::clone(&self.settings);
-        let known: Vec<TopicName> = self.topics.keys().cloned().collect();
-        // a group tells what is there to read; it does not tell that a topic is another one now
+        // a group tells what is there to read; it does not tell that a topic is another one now, or not there at all
         let by_name = if !self.is_alone() && self.caught_up.is_none() {
-            Some(known)
+            let mut names: BTreeSet<TopicName> = self.topics.keys().cloned().collect();
+            names.extend(settings.named());
+            Some(names.into_iter().collect())
         } else if settings.only_named() {
             Some(settings.named())
         } else {

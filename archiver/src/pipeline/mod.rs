@@ -113,6 +113,8 @@ pub(crate) struct Pipeline {
     poll_backoff: Backoff,
     poll_at: Duration,
     gone: Vec<Failure>,
+    /// The snapshot that the operator accepts, until it was of use.
+    accept: Option<i64>,
     summary: RunSummary,
 }
 
@@ -121,6 +123,8 @@ struct Looks {
     discovery: Option<Duration>,
     discovery_backoff: Backoff,
     was_discovered: bool,
+    /// Topics configured by name that the last look did not find.
+    missing: BTreeSet<TopicName>,
     observation: Option<Duration>,
     targets: Option<Duration>,
     maintenance: Option<Duration>,
@@ -145,6 +149,7 @@ pub(crate) async fn run(
         .maintenance
         .as_ref()
         .map(|m| now.saturating_add(m.interval.min(Duration::from_secs(60))));
+    let accept = settings.accept;
     let pipeline = Pipeline {
         settings: Arc::new(settings),
         components,
@@ -164,6 +169,7 @@ pub(crate) async fn run(
             discovery: Some(now),
             discovery_backoff: Backoff::default(),
             was_discovered: false,
+            missing: BTreeSet::new(),
             observation: Some(now),
             targets: None,
             maintenance,
@@ -175,6 +181,7 @@ pub(crate) async fn run(
         poll_backoff: Backoff::default(),
         poll_at: Duration::ZERO,
         gone: Vec::new(),
+        accept,
         summary: RunSummary::default(),
     };
     pipeline.run(shutdown).await

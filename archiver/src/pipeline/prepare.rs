@@ -35,6 +35,8 @@ pub(crate) struct Request {
 #[derive(Debug)]
 pub(crate) struct Prepared {
     pub(crate) archive: Archive,
+    /// A foreign change was accepted just now.
+    pub(crate) has_accepted: bool,
     pub(crate) table: LoadedTable,
     pub(crate) identity: Identity,
     pub(crate) era: Era,
@@ -84,7 +86,7 @@ pub(crate) async fn prepare(request: Request) -> Result<Prepared, Failure> {
                 .with_options(options)
         }
     };
-    let state = state_of(&archive, request.settings.accept).await?;
+    let (state, has_accepted) = state_of(&archive, request.settings.accept).await?;
     let log = request.log.as_ref();
     for _ in 0..LOOKS {
         let identity = identity_of(log, &request.topic).await?;
@@ -105,6 +107,7 @@ pub(crate) async fn prepare(request: Request) -> Result<Prepared, Failure> {
         }
         return Ok(Prepared {
             archive,
+            has_accepted,
             table: state.table,
             identity,
             era,
@@ -116,8 +119,11 @@ pub(crate) async fn prepare(request: Request) -> Result<Prepared, Failure> {
     Err(Failure::Unsettled)
 }
 
-/// The table's state; a foreign change that the operator accepted is taken as it is.
-async fn state_of(archive: &Archive, accept: Option<i64>) -> Result<TableState, ArchiveError> {
+/// The table's state; a foreign change that the operator accepted is taken as it is, and whether that was done.
+async fn state_of(
+    archive: &Archive,
+    accept: Option<i64>,
+) -> Result<(TableState, bool), ArchiveError> {
     match (archive.state().await, accept) {
         (Err(error), Some(accepted)) if error.kind() == ArchiveErrorKind::ForeignChange => {
             if let ArchiveError::ForeignChange { snapshot_id, .. } = &error
@@ -127,9 +133,9 @@ async fn state_of(archive: &Archive, accept: Option<i64>) -> Result<TableState, 
             }
             archive.accept(accepted).await?;
             tracing::warn!(topic = %archive.topic(), snapshot = accepted, "foreign snapshot accepted");
-            archive.state().await
+            Ok((archive.state().await?, true))
         }
-        (state, _) => state,
+        (state, _) => Ok((state?, false)),
     }
 }
 

@@ -139,7 +139,7 @@ impl Story {
         let broker = Broker::start(TOPIC, PARTITIONS, args.seed)?;
         let settings = lake.configure(&broker.bootstrap, TOPIC)?;
         let log = components::log(&settings)?;
-        let catalog = components::catalog(&settings).await?;
+        let catalog = components::catalog_or_new(&settings).await?;
         let mut story = Self {
             began,
             step: 0,

@@ -63,6 +63,21 @@ fn takes(field: &Field) -> String {
     }
 }
 
+/// What more there is to know of a field. Bounds have a small and a large side; switches and texts just have a remark.
+fn remarks(field: &Field) -> impl Iterator<Item = (Option<&'static str>, &'static str)> {
+    let bounded = matches!(
+        field.kind,
+        Kind::Duration { .. } | Kind::Bytes { .. } | Kind::Integer { .. }
+    );
+    [
+        ("Too small", field.too_small),
+        ("Too large", field.too_large),
+    ]
+    .into_iter()
+    .filter(|(_, more)| !more.is_empty())
+    .map(move |(label, more)| (bounded.then_some(label), more))
+}
+
 /// A whole commented file: what has a default stands as a comment, what has none as an example to change.
 pub(crate) fn default_file() -> String {
     let mut out = String::from(
@@ -77,9 +92,10 @@ pub(crate) fn default_file() -> String {
         for field in FIELDS.iter().filter(|f| f.section == section) {
             out.push('\n');
             comment(&mut out, field.what);
-            for more in [field.too_small, field.too_large] {
-                if !more.is_empty() {
-                    comment(&mut out, more);
+            for (label, more) in remarks(field) {
+                match label {
+                    Some(label) => comment(&mut out, &format!("{label}: {more}")),
+                    None => comment(&mut out, more),
                 }
             }
             let key = toml_key(field.key);
@@ -157,22 +173,14 @@ pub(crate) fn reference() -> String {
                 Absent::Default(_) => format!("`{}`", default_text(field).unwrap_or_default()),
             };
             let mut what = field.what.to_owned();
-            for (label, more) in [
-                ("Too small", field.too_small),
-                ("Too large", field.too_large),
-            ] {
-                if more.is_empty() {
-                    continue;
-                }
-                // Bounds have a small and a large side; switches and texts just have a remark.
-                let bounded = matches!(
-                    field.kind,
-                    Kind::Duration { .. } | Kind::Bytes { .. } | Kind::Integer { .. }
-                );
-                if bounded {
-                    let _ = write!(what, " *{label}:* {more}");
-                } else {
-                    let _ = write!(what, " {more}");
+            for (label, more) in remarks(field) {
+                match label {
+                    Some(label) => {
+                        let _ = write!(what, " *{label}:* {more}");
+                    }
+                    None => {
+                        let _ = write!(what, " {more}");
+                    }
                 }
             }
             let _ = writeln!(
@@ -215,7 +223,7 @@ form), and `[catalog]` wants it literally: `__` for `.`, `_` for `-`.
 | variable | key |
 |---|---|
 | `EVERLOG_ARCHIVE__COMMIT_INTERVAL=5s` | `commit_interval` in `[archive]` |
-| `EVERLOG_ARCHIVE__TOPICS=a,b` or `=[\"^a{1,2}\", \"b\"]` | `topics` in `[archive]` |
+| `EVERLOG_ARCHIVE__TOPICS=a,b` or `EVERLOG_ARCHIVE__TOPICS=[\"^a{1,2}\", \"b\"]` | `topics` in `[archive]` |
 | `EVERLOG_KAFKA__BOOTSTRAP_SERVERS=broker:9092` | `\"bootstrap.servers\"` in `[kafka]` |
 | `EVERLOG_CATALOG__S3_ACCESS_KEY_ID=…` | `\"s3.access-key-id\"` in `[catalog]` |
 | `EVERLOG_CATALOG__HEADER__X_TENANT=…` | `\"header.x-tenant\"` in `[catalog]` |

@@ -297,7 +297,7 @@ pub(crate) const FIELDS: &[Field] = &[
         kind: Kind::TextOrEmpty,
         absent: Absent::Default("127.0.0.1:9464"),
         example: "",
-        what: "Address of `/healthz`, `/readyz` and `/metrics`. Empty: none; port 0: any free one, which the log names. Where the default is in use already, another free port is taken.",
+        what: "Address of `/healthz`, `/readyz` and `/metrics`. Empty: none; port 0: any free one, which the log names. Without it, where the default is in use already, another free port is taken; an address that is written here is taken or is an error.",
         too_small: "",
         too_large: "",
     },

@@ -22,7 +22,9 @@ use std::time::Duration;
 
 use everlog_common::TopicName;
 use everlog_kafka::Isolation;
+use everlog_table::catalog::CatalogError;
 use everlog_table::schema::PartitionBy;
+use everlog_table::storage::StorageError;
 use rdkafka::ClientConfig;
 
 pub(crate) use docs::{default_file, effective, reference};
@@ -74,7 +76,7 @@ pub(crate) struct CatalogSettings {
 pub(crate) struct Http {
     /// Where.
     pub(crate) address: SocketAddr,
-    /// Whether it is not the default, which gives way where it is in use.
+    /// Whether it was written, in the file or a variable: the default gives way where it is in use.
     pub(crate) is_chosen: bool,
 }
 
@@ -221,8 +223,15 @@ impl Document {
         &self.raw
     }
 
-    /// Checks everything; `needs` says what must not be absent.
+    /// Checks everything; `needs` says what must not be absent. A file that is no TOML says nothing of its values: then
+    /// that alone is the problem.
     pub(crate) fn settings(&self, needs: Needs) -> Result<Settings, ConfigError> {
+        if self.raw.is_broken() {
+            return Err(ConfigError {
+                place: self.place.clone(),
+                problems: self.problems.clone(),
+            });
+        }
         let mut check = Check {
             raw: &self.raw,
             problems: self.problems.clone(),
@@ -267,6 +276,7 @@ impl Check<'_> {
                 properties.insert(key, value);
             }
         }
+        self.catalog(&properties);
 
         let topics = self.topics(needs);
         let commit_interval = self.duration(Archive, "commit_interval");
@@ -367,6 +377,34 @@ impl Check<'_> {
         properties
     }
 
+    /// `[catalog]`: what opening it would refuse, by the same code. A part that is missing is told by its field.
+    fn catalog(&mut self, properties: &Properties) {
+        if ["type", "uri"]
+            .iter()
+            .any(|key| properties.get(key).is_none())
+        {
+            return;
+        }
+        for error in everlog_table::catalog::check(properties.reveal()) {
+            let (key, message) = match &error {
+                CatalogError::Property { key, message } => (key.as_str(), message.clone()),
+                CatalogError::Storage { source, .. } => match &**source {
+                    StorageError::Property { key, message } => (key.as_str(), message.clone()),
+                    other => ("warehouse", other.to_string()),
+                },
+                other => ("uri", other.to_string()),
+            };
+            if key == "warehouse" && properties.get(key).is_none() {
+                continue;
+            }
+            let message = match properties.get(key) {
+                Some(value) => redact(&one_line(&message), key, value),
+                None => message,
+            };
+            self.problem(Section::Catalog, key, message);
+        }
+    }
+
     fn pass_through(&mut self, section: Section) -> Properties {
         let mut properties = Properties::default();
         let written: Vec<(String, Written)> = self
@@ -464,11 +502,9 @@ impl Check<'_> {
             );
             return None;
         };
-        let is_default = find(Section::Archive, "http")
-            .is_some_and(|f| matches!(f.absent, Absent::Default(default) if default == text));
         Some(Http {
             address,
-            is_chosen: !is_default,
+            is_chosen: self.raw.get(Section::Archive, "http").is_some(),
         })
     }
 
@@ -669,10 +705,12 @@ impl Check<'_> {
     }
 }
 
-/// Keeps a secret that a client's message repeats out of it.
+/// Keeps a secret that a client's message repeats out of it. What is no longer than a few characters is no secret, and
+/// replacing it would take the message apart.
 fn redact(message: &str, key: &str, value: &str) -> String {
-    if value::is_secret(key) && !value.is_empty() {
-        message.replace(value, value::REDACTED)
+    let shown = value::shown(key, value);
+    if shown != value && value.chars().count() >= 4 {
+        message.replace(value, &shown)
     } else {
         message.to_owned()
     }

@@ -92,9 +92,16 @@ impl fmt::Display for Problem {
 #[derive(Clone, Default)]
 pub(crate) struct Raw {
     values: BTreeMap<(Section, String), Located>,
+    /// The file is no TOML: nothing of it was read.
+    is_broken: bool,
 }
 
 impl Raw {
+    /// Whether the file has a syntax error, so that nothing can be said of what stands in it.
+    pub(crate) const fn is_broken(&self) -> bool {
+        self.is_broken
+    }
+
     /// One value.
     pub(crate) fn get(&self, section: Section, key: &str) -> Option<&Located> {
         self.values.get(&(section, key.to_owned()))
@@ -120,7 +127,8 @@ impl Raw {
                 message: format!("column {column}: {}", one_line(error.message())),
             });
         }
-        if !errors.is_empty() {
+        self.is_broken = !errors.is_empty();
+        if self.is_broken {
             return;
         }
         for (name, value) in table.get_ref() {
@@ -176,12 +184,16 @@ impl Raw {
         }
     }
 
-    /// Takes the environment over the file. Variables without `__` are none of ours.
+    /// Takes the environment over the file. Variables without `__` are none of ours. Which key is meant depends on the file:
+    /// of a broken one nothing can be said.
     pub(crate) fn read_environment(
         &mut self,
         variables: impl IntoIterator<Item = (OsString, OsString)>,
         problems: &mut Vec<Problem>,
     ) {
+        if self.is_broken {
+            return;
+        }
         let mut ours: Vec<(String, OsString)> = variables
             .into_iter()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value)))

@@ -148,6 +148,139 @@ fn a_command_asks_only_for_what_it_needs() {
     assert_eq!(problems(only_catalog, &[], Needs::ALL).len(), 2);
 }
 
+/// What opening the catalog refuses without asking anybody is found by the check, by key and line.
+#[test]
+fn a_catalog_that_cannot_be_opened_is_a_problem() {
+    for (kind, key, value, expected) in [
+        (
+            "sql",
+            "uri",
+            "foo",
+            "catalog.uri (line 3): give `sqlite://PATH`",
+        ),
+        (
+            "sql",
+            "uri",
+            "http://x",
+            "catalog.uri (line 3): give `sqlite://PATH`",
+        ),
+        (
+            "rest",
+            "uri",
+            "sqlite://x",
+            "catalog.uri (line 3): `sqlite://x` is not a http",
+        ),
+        (
+            "rest",
+            "uri",
+            "http://x:99999",
+            "catalog.uri (line 3): `http://x:99999` is no address: invalid port",
+        ),
+        (
+            "sql",
+            "warehouse",
+            "hdfs://x",
+            "catalog.warehouse (line 4): `hdfs://x` has the scheme `hdfs`",
+        ),
+        (
+            "sql",
+            "warehouse",
+            "file://relative/dir",
+            "catalog.warehouse (line 4): `file://relative/dir` names a host",
+        ),
+        (
+            "sql",
+            "warehouse",
+            "s3:/b",
+            "catalog.warehouse (line 4): `s3:/b` is neither",
+        ),
+        (
+            "sql",
+            "everlog.catalog.request-timeout",
+            "abc",
+            "catalog.everlog.catalog.request-timeout (line 5): `abc`",
+        ),
+        (
+            "rest",
+            "everlog.catalog.request-timeout",
+            "abc",
+            "catalog.everlog.catalog.request-timeout (line 5): `abc`",
+        ),
+        (
+            "sql",
+            "everlog.storage.max-retries",
+            "x",
+            "catalog.everlog.storage.max-retries (line 5): `x` is not",
+        ),
+    ] {
+        let uri = if kind == "sql" {
+            "sqlite://c.db"
+        } else {
+            "http://c"
+        };
+        let mut lines = vec![
+            "[catalog]".to_owned(),
+            format!("type = {kind:?}"),
+            format!("uri = {uri:?}"),
+            "warehouse = \"file:///w\"".to_owned(),
+        ];
+        let line = format!("{key:?} = {value:?}");
+        match lines
+            .iter()
+            .position(|l| l.starts_with(&format!("{key} =")))
+        {
+            Some(at) => lines[at] = line,
+            None => lines.push(line),
+        }
+        let found = problems(&lines.join("\n"), &[], Needs::default());
+        assert!(
+            found.len() == 1 && found[0].starts_with(expected),
+            "{expected}\nin {found:#?}"
+        );
+    }
+    let password = "[catalog]\ntype = \"rest\"\nuri = \"ftp://ann:hunter2@x/\"";
+    let found = problems(password, &[], Needs::default());
+    assert!(
+        found.len() == 1 && !found[0].contains("hunter2"),
+        "{found:?}"
+    );
+}
+
+#[test]
+fn after_a_syntax_error_nothing_is_said_to_be_missing() {
+    let broken = SMALL.replace("[archive]", "[archive");
+    let found = problems(&broken, &[("EVERLOG_ARCHIVE__NOPE", "1")], Needs::ALL);
+    assert!(
+        !found.is_empty() && found.iter().all(|p| p.starts_with("line ")),
+        "{found:?}"
+    );
+    let twice = SMALL.replace("type = \"sql\"", "type = \"sql\"\ntype = \"sql\"");
+    let found = problems(&twice, &[], Needs::ALL);
+    assert!(
+        found.len() == 1 && found[0].contains("duplicate key"),
+        "{found:?}"
+    );
+}
+
+#[test]
+fn an_address_that_was_written_is_chosen_even_where_it_is_the_default() {
+    let written = format!("{SMALL}http = \"127.0.0.1:9464\"");
+    let settings = document(&written, &[]).settings(Needs::ALL).unwrap();
+    assert!(settings.archive.http.is_some_and(|http| http.is_chosen));
+}
+
+#[test]
+fn a_secret_of_one_letter_leaves_the_message_whole() {
+    assert_eq!(
+        redact("no such value: e", "sasl.password", "e"),
+        "no such value: e"
+    );
+    assert_eq!(
+        redact("no hunter2", "sasl.password", "hunter2"),
+        "no <redacted>"
+    );
+}
+
 #[test]
 fn secrets_are_in_no_debug_output_and_not_in_what_is_printed() {
     let file = format!(
@@ -176,7 +309,9 @@ fn secrets_are_in_no_debug_output_and_not_in_what_is_printed() {
 
 #[test]
 fn what_is_printed_can_be_read_back() {
-    let first = document(SMALL, &[("EVERLOG_ARCHIVE__TOPICS", "a,b")]);
+    // what is printed is written, the defaults too: an address then gives way no more
+    let small = format!("{SMALL}http = \"127.0.0.1:9464\"");
+    let first = document(&small, &[("EVERLOG_ARCHIVE__TOPICS", "a,b")]);
     let text = effective(first.raw());
     let again = document(&text, &[]);
     assert_eq!(
@@ -189,6 +324,10 @@ fn what_is_printed_can_be_read_back() {
 #[test]
 fn the_default_file_is_right_as_it_stands_and_with_every_comment_taken_away() {
     let text = default_file();
+    assert!(
+        text.contains("# Too small: More snapshots and smaller files"),
+        "{text}"
+    );
     document(&text, &[]).settings(Needs::ALL).unwrap();
     let all: String = text
         .lines()

@@ -46,6 +46,8 @@ pub(super) struct Kafka {
 pub(super) struct Topic {
     /// Its name.
     pub(super) topic: String,
+    /// Whether Kafka has it; null where it did not say.
+    pub(super) in_kafka: Option<bool>,
     /// Its table; null where nothing was archived yet.
     pub(super) table: Option<Table>,
     /// Why the table cannot be used; null where it can.
@@ -147,7 +149,7 @@ pub(super) struct PartitionLine {
     pub(super) archive: Option<Archived>,
     /// What Kafka has; null where it did not say.
     pub(super) log: Option<Bounds>,
-    /// Offsets that are there and not archived.
+    /// Offsets from the ledger to the log's end.
     pub(super) lag_records: Option<u64>,
     /// Age of the oldest record that is not archived, by its timestamp.
     pub(super) lag_seconds: Option<f64>,
@@ -194,10 +196,10 @@ pub(super) struct HeadroomLine {
 
 impl HeadroomLine {
     /// For the report.
-    pub(super) const fn of(value: Headroom) -> Self {
+    pub(super) fn of(value: Headroom) -> Self {
         let (state, seconds) = match value {
             Headroom::Unlimited => ("unlimited", None),
-            Headroom::Ahead(d) => ("ahead", Some(d.as_secs_f64())),
+            Headroom::Ahead(d) => ("ahead", Some(text::seconds(d))),
             Headroom::Overtaken => ("overtaken", None),
             Headroom::Unknown => ("unknown", None),
         };
@@ -275,10 +277,10 @@ pub(super) struct PartitionFacts {
     pub(super) gaps: usize,
 }
 
-/// Offsets that are in the log and not in the archive.
+/// Offsets from the ledger, or the log's start where nothing is archived, to the log's end. Those that Kafka deleted before
+/// they were archived count: the archiver's metric is the same.
 pub(super) fn lag(next: Option<Offset>, bounds: &LogBounds) -> u64 {
-    let from = next.map_or(bounds.log_start, |n| n.max(bounds.log_start));
-    bounds.end.since(from)
+    bounds.end.since(next.unwrap_or(bounds.log_start))
 }
 
 impl PartitionLine {
@@ -299,7 +301,7 @@ impl PartitionLine {
                 high_watermark: b.high_watermark.get(),
             }),
             lag_records: facts.bounds.map(|b| lag(facts.entry.map(|e| e.next), &b)),
-            lag_seconds: facts.oldest.map(|d| d.as_secs_f64()),
+            lag_seconds: facts.oldest.map(text::seconds),
             headroom: HeadroomLine::of(facts.headroom),
             gaps: facts.gaps,
         }
@@ -384,6 +386,8 @@ impl Topic {
     fn line(&self) -> String {
         let mut out = format!("{}: ", self.topic);
         match &self.table {
+            None if self.problem.is_some() => out.push_str("the table cannot be used"),
+            None if self.in_kafka == Some(false) => out.push_str("not in Kafka, not archived"),
             None => out.push_str("nothing is archived yet"),
             Some(table) => {
                 let _ = write!(
@@ -398,6 +402,9 @@ impl Topic {
                     let _ = write!(out, ", the last one {id}, {} old", text::duration(age));
                 }
             }
+        }
+        if self.table.is_some() && self.in_kafka == Some(false) {
+            out.push_str(", no longer in Kafka");
         }
         if self.generations.len() > 1 {
             let _ = write!(out, ", {} generations", self.generations.len());
@@ -470,6 +477,7 @@ mod tests {
             kafka: Kafka::default(),
             topics: vec![Topic {
                 topic: "orders".to_owned(),
+                in_kafka: Some(true),
                 table: Some(Table {
                     name: "everlog.orders".to_owned(),
                     metadata_location: "file:///x".to_owned(),
@@ -526,14 +534,14 @@ mod tests {
     }
 
     #[test]
-    fn lag_counts_what_can_still_be_read() {
+    fn lag_counts_from_the_ledger_also_what_kafka_has_deleted() {
         let bounds = LogBounds {
             log_start: offset(100),
             end: offset(150),
             high_watermark: offset(160),
         };
         assert_eq!(lag(None, &bounds), 50);
-        assert_eq!(lag(Some(offset(20)), &bounds), 50);
+        assert_eq!(lag(Some(offset(20)), &bounds), 130);
         assert_eq!(lag(Some(offset(149)), &bounds), 1);
         assert_eq!(lag(Some(offset(155)), &bounds), 0);
     }
@@ -568,6 +576,7 @@ mod tests {
             [
                 "gaps",
                 "generations",
+                "in_kafka",
                 "leases",
                 "partitions",
                 "problem",
@@ -582,5 +591,22 @@ mod tests {
         assert_eq!(lease_deadline("everlog-lease-1234-abc"), Some(Millis(1234)));
         assert_eq!(lease_deadline("v1"), None);
         assert_eq!(lease_deadline("everlog-lease-x-abc"), None);
+    }
+
+    #[test]
+    fn a_topic_without_a_table_says_why() {
+        let mut report = report(Vec::new());
+        let line = |report: &Report| report.topics[0].line();
+        report.topics[0].in_kafka = Some(false);
+        assert!(line(&report).contains("no longer in Kafka"));
+        report.topics[0].table = None;
+        assert!(line(&report).starts_with("orders: not in Kafka, not archived\n"));
+        report.topics[0].in_kafka = Some(true);
+        assert!(line(&report).starts_with("orders: nothing is archived yet\n"));
+        report.topics[0].problem = Some("snapshot 7 was rolled back".to_owned());
+        assert!(
+            line(&report)
+                .starts_with("orders: the table cannot be used\n  snapshot 7 was rolled back\n")
+        );
     }
 }

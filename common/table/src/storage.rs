@@ -148,6 +148,12 @@ impl Storage {
         })
     }
 
+    /// Whether a folder can be where `uri` says: a location that is understood, in a store that the properties suffice
+    /// for. No request is sent.
+    pub fn check(&self, uri: &str) -> Result<(), StorageError> {
+        self.open_prefix(uri).map(drop)
+    }
+
     /// The whole object.
     pub async fn get(&self, uri: &str) -> Result<Bytes, StorageError> {
         let (store, location) = self.open(uri)?;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use everlog_common::{Generation, Ledger, Offset, Partition};
+use everlog_common::{Generation, Ledger, Offset, Partition, Position};
 use everlog_kafka::Isolation;
 use everlog_table::archive::{Archive, ArchiveDeps, ArchiveError};
 use everlog_table::catalog::LoadedTable;
@@ -32,7 +32,10 @@ const TRAILING_WAIT: Duration = Duration::from_millis(500);
 impl EventStream {
     /// Opens a replay: pins the snapshot, notes where the live log ends now, and plans. Nothing is emitted before the
     /// ledger's cross-checks have passed.
-    pub async fn open(request: ReplayRequest, components: Components) -> Result<Self, ReplayError> {
+    pub async fn open(
+        mut request: ReplayRequest,
+        components: Components,
+    ) -> Result<Self, ReplayError> {
         request.validate()?;
         let archive = open_archive(&request, &components).await?;
         let pinned = pin(&archive, &request).await?;
@@ -56,6 +59,9 @@ impl EventStream {
             Some(cluster) => Some(live_facts(cluster, &request, &ledger).await?),
         };
         check(&request, &ledger, facts.as_ref())?;
+        if let Some(facts) = &facts {
+            begin_live_partitions(&mut request, &ledger, facts);
+        }
         let stops = stops(&request, &ledger, facts.as_ref());
         let context = Arc::new(Context {
             may_refresh: matches!(request.selector, SnapshotSelector::Current),
@@ -311,6 +317,24 @@ fn check(
         });
     }
     let newest = ledger.newest().map_or(Generation::FIRST, |(g, _)| g);
+    let live = facts.map(|facts| ledger.generation_for(&facts.identity));
+    if let From::Offset {
+        generation: Some(asked),
+        ..
+    } = request.from
+        && asked > live.map_or(newest, |live| live.max(newest))
+    {
+        return Err(ReplayError::NoSuchGeneration {
+            topic: request.topic.clone(),
+            generation: asked,
+            newest,
+        });
+    }
+    if let (Some(facts), Some(live)) = (facts, live)
+        && let Some(error) = beyond_the_end(request, ledger, facts, live)
+    {
+        return Err(error);
+    }
     let mut positions = request.start.iter().flatten();
     match positions.find(|(_, at)| at.generation > newest) {
         None => Ok(()),
@@ -319,6 +343,69 @@ fn check(
             position: *position,
             newest,
         }),
+    }
+}
+
+/// A position that neither tier reaches: of a log that was truncated, or of another one. A replay that waits for an offset
+/// by number would wait in silence, too.
+fn beyond_the_end(
+    request: &ReplayRequest,
+    ledger: &Ledger,
+    facts: &LiveFacts,
+    live: Generation,
+) -> Option<ReplayError> {
+    let asked_for = match request.from {
+        From::Offset { generation, offset } if request.until == Until::Never => {
+            let generation = generation.unwrap_or(live);
+            Some(Position { generation, offset })
+        }
+        _ => None,
+    };
+    let wanted = facts.bounds.iter().filter(|(p, _)| request.wants(**p));
+    let mut beyond = wanted.filter_map(|(partition, bounds)| {
+        let saved = request.start.as_ref().and_then(|s| s.get(partition));
+        let position = saved.copied().or(asked_for)?;
+        let archived = ledger
+            .entry(live, *partition)
+            .map_or(Offset::ZERO, |e| e.next);
+        let end = bounds.high_watermark.max(archived);
+        (position.generation == live && position.offset > end).then_some((
+            *partition,
+            position.offset,
+            end,
+        ))
+    });
+    let (partition, offset, end) = beyond.next()?;
+    Some(ReplayError::BeyondTheEnd {
+        topic: request.topic.clone(),
+        partition,
+        offset,
+        end,
+    })
+}
+
+/// Partitions that are not archived yet begin at the asked offset, too, and not with their log.
+fn begin_live_partitions(request: &mut ReplayRequest, ledger: &Ledger, facts: &LiveFacts) {
+    let From::Offset { generation, offset } = request.from else {
+        return;
+    };
+    let live = ledger.generation_for(&facts.identity);
+    if generation.is_some_and(|asked| asked != live) {
+        return;
+    }
+    let mut starts = request.start.take().unwrap_or_default();
+    for (partition, bounds) in &facts.bounds {
+        let is_new = ledger.entry(live, *partition).is_none() && !starts.contains_key(partition);
+        if is_new && request.wants(*partition) && offset > bounds.log_start {
+            let position = Position {
+                generation: live,
+                offset: offset.min(bounds.end),
+            };
+            starts.insert(*partition, position);
+        }
+    }
+    if !starts.is_empty() {
+        request.start = Some(starts);
     }
 }
 

@@ -7,6 +7,8 @@ mod leases;
 mod order;
 mod recreated;
 mod session;
+mod starts;
 #[path = "../support/mod.rs"]
 mod support;
 mod tiers;
+mod verified;

@@ -195,6 +195,12 @@ pub enum CatalogError {
         /// The answer.
         message: String,
     },
+    /// There is no catalog where it should be.
+    #[error("no catalog at {place}: check catalog.uri, or start the archiver, which makes it")]
+    Absent {
+        /// Its file.
+        place: String,
+    },
     /// The catalog has no such namespace or table.
     #[error("catalog: {what}: not found: {message}")]
     NotFound {
@@ -264,7 +270,7 @@ impl CatalogError {
         match self {
             Self::Unavailable { .. } => CatalogErrorKind::Transient,
             Self::Unauthorized { .. } => CatalogErrorKind::Unauthorized,
-            Self::NotFound { .. } => CatalogErrorKind::NotFound,
+            Self::Absent { .. } | Self::NotFound { .. } => CatalogErrorKind::NotFound,
             Self::Refused { .. } | Self::Property { .. } => CatalogErrorKind::Invalid,
             Self::Unreadable { .. } => CatalogErrorKind::Corrupt,
             Self::Storage { source, .. } => source.kind().into(),
@@ -273,16 +279,60 @@ impl CatalogError {
     }
 }
 
-/// Opens the catalog that a `[catalog]` section describes.
+/// Whether a catalog that is a file is made where there is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Make {
+    /// With the folders above it: for whoever archives.
+    IfMissing,
+    /// For whoever only looks: a wrong address must not leave an empty catalog behind.
+    Never,
+}
+
+/// Opens the catalog that a `[catalog]` section describes, and makes it where it is a file that is not there.
 ///
 /// The keys are Iceberg's own: `type` (`sql` or `rest`), `uri`, `warehouse`, `name`, and everything the chosen catalog
 /// and the object store understand. See [`sql::SqlCatalog`], [`rest::RestCatalog`] and [`Storage`].
 pub async fn connect(
     properties: &BTreeMap<String, String>,
 ) -> Result<Arc<dyn Catalog>, CatalogError> {
+    open(properties, Make::IfMissing).await
+}
+
+/// Like [`connect`], for readers: a catalog that is not there is [`CatalogError::Absent`].
+pub async fn connect_existing(
+    properties: &BTreeMap<String, String>,
+) -> Result<Arc<dyn Catalog>, CatalogError> {
+    open(properties, Make::Never).await
+}
+
+async fn open(
+    properties: &BTreeMap<String, String>,
+    make: Make,
+) -> Result<Arc<dyn Catalog>, CatalogError> {
+    match kind(properties)? {
+        Kind::Sql => Ok(Arc::new(sql::SqlCatalog::connect(properties, make).await?)),
+        Kind::Rest => Ok(Arc::new(rest::RestCatalog::connect(properties).await?)),
+    }
+}
+
+/// Everything that [`connect`] would refuse without asking anybody. No request is sent, and nothing is made.
+pub fn check(properties: &BTreeMap<String, String>) -> Vec<CatalogError> {
+    match kind(properties) {
+        Ok(Kind::Sql) => sql::SqlCatalog::check(properties),
+        Ok(Kind::Rest) => rest::RestCatalog::check(properties),
+        Err(error) => vec![error],
+    }
+}
+
+enum Kind {
+    Sql,
+    Rest,
+}
+
+fn kind(properties: &BTreeMap<String, String>) -> Result<Kind, CatalogError> {
     match properties.get("type").map(String::as_str) {
-        Some("sql") => Ok(Arc::new(sql::SqlCatalog::connect(properties).await?)),
-        Some("rest") => Ok(Arc::new(rest::RestCatalog::connect(properties).await?)),
+        Some("sql") => Ok(Kind::Sql),
+        Some("rest") => Ok(Kind::Rest),
         Some(other) => Err(CatalogError::Property {
             key: "type".into(),
             message: format!("`{other}` is not supported, give `sql` or `rest`"),

@@ -67,6 +67,17 @@ impl RestCatalog {
         })
     }
 
+    /// Everything that is wrong with the properties and can be told without asking the server.
+    pub(super) fn check(properties: &BTreeMap<String, String>) -> Vec<CatalogError> {
+        let mut found = Client::check(properties);
+        found.extend(
+            Storage::from_properties(properties)
+                .map_err(no_storage)
+                .err(),
+        );
+        found
+    }
+
     fn table_path(&self, table: &TableIdent) -> Vec<String> {
         let mut path = self.tables_path(table.namespace());
         path.push(table.name().to_owned());

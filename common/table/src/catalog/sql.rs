@@ -29,8 +29,8 @@ use uuid::Uuid;
 
 use super::metadata::{self, Applied, StorageOrParse, dotted};
 use super::properties::{duration, optional, required, wrong};
-use super::{Catalog, CatalogError, CommitReply, CreateReply, LoadedTable, NewTable};
-use crate::storage::{Storage, StorageErrorKind};
+use super::{Catalog, CatalogError, CommitReply, CreateReply, LoadedTable, Make, NewTable};
+use crate::storage::{Storage, StorageError, StorageErrorKind};
 
 use database::{Database, Row, Swap};
 
@@ -51,11 +51,14 @@ pub struct SqlCatalog {
 }
 
 impl SqlCatalog {
-    /// Opens the catalog and makes its two tables unless they are there.
-    pub async fn connect(properties: &BTreeMap<String, String>) -> Result<Self, CatalogError> {
+    /// Opens the catalog and makes its two tables unless they are there; a SQLite file only if `make` says so.
+    pub async fn connect(
+        properties: &BTreeMap<String, String>,
+        make: Make,
+    ) -> Result<Self, CatalogError> {
         let storage = Storage::from_properties(properties)
             .map_err(|source| CatalogError::storage("open the catalog's storage", source))?;
-        Self::open(properties, storage, Arc::new(RandomIds)).await
+        Self::open(properties, storage, Arc::new(RandomIds), make).await
     }
 
     /// Like [`Self::connect`], with storage and identifiers given.
@@ -63,17 +66,34 @@ impl SqlCatalog {
         properties: &BTreeMap<String, String>,
         storage: Storage,
         ids: Arc<dyn Ids>,
+        make: Make,
     ) -> Result<Self, CatalogError> {
         let uri = required(properties, "uri", "sqlite://lake/catalog.db")?;
         let warehouse = required(properties, "warehouse", "file:///var/lib/everlog")?;
         let name = optional(properties, "name").unwrap_or("everlog");
-        let limit = duration(properties, REQUEST_TIMEOUT, Duration::from_secs(30))?;
+        let limit = duration(properties, REQUEST_TIMEOUT, REQUEST_TIMEOUT_DEFAULT)?;
+        let warehouse = absolute(warehouse, &storage)?;
         Ok(Self {
-            database: Database::open(uri, name, limit).await?,
-            warehouse: absolute(warehouse)?,
+            database: Database::open(uri, name, limit, make).await?,
+            warehouse,
             storage,
             ids,
         })
+    }
+
+    /// Everything that is wrong with the properties and can be told without asking the database or the store.
+    pub(super) fn check(properties: &BTreeMap<String, String>) -> Vec<CatalogError> {
+        let uri = required(properties, "uri", "sqlite://lake/catalog.db").and_then(database::check);
+        let limit = duration(properties, REQUEST_TIMEOUT, REQUEST_TIMEOUT_DEFAULT);
+        let storage = Storage::from_properties(properties)
+            .map_err(|source| CatalogError::storage("open the catalog's storage", source));
+        let warehouse = required(properties, "warehouse", "file:///var/lib/everlog");
+        let (storage, warehouse) = match (storage, warehouse) {
+            (Ok(storage), Ok(warehouse)) => (None, absolute(warehouse, &storage).err()),
+            (storage, warehouse) => (storage.err(), warehouse.err()),
+        };
+        let found = [uri.err(), warehouse, storage, limit.err()];
+        found.into_iter().flatten().collect()
     }
 
     async fn read_row(&self, table: &TableIdent) -> Result<Option<Row>, CatalogError> {
@@ -137,6 +157,7 @@ impl SqlCatalog {
 }
 
 const REQUEST_TIMEOUT: &str = "everlog.catalog.request-timeout";
+const REQUEST_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 
 #[async_trait]
 impl Catalog for SqlCatalog {
@@ -247,17 +268,23 @@ impl Catalog for SqlCatalog {
     }
 }
 
-/// A warehouse as other engines can use it, whatever folder they start in: relative paths are made absolute.
-fn absolute(warehouse: &str) -> Result<String, CatalogError> {
-    let warehouse = warehouse.trim_end_matches('/');
-    if warehouse.contains("://") || warehouse.starts_with("file:/") {
-        return Ok(warehouse.to_owned());
-    }
-    let path = std::path::absolute(warehouse)
-        .map_err(|error| wrong("warehouse", format!("`{warehouse}` is no path: {error}")))?;
-    match path.to_str() {
-        Some(path) => Ok(format!("file://{path}")),
-        None => Err(wrong("warehouse", "has a path that is not UTF-8")),
+/// A warehouse as every engine can use it, whatever folder it starts in: an absolute path, or a URI of a store that is
+/// known. Anything else would end up beside the working directory of whoever archives.
+fn absolute(warehouse: &str, storage: &Storage) -> Result<String, CatalogError> {
+    storage.check(warehouse).map_err(|error| match error {
+        StorageError::Location { message, .. } => wrong(
+            "warehouse",
+            format!(
+                "`{warehouse}` {message}; give file:///path, s3://bucket/prefix, gs://… or abfss://…"
+            ),
+        ),
+        other => CatalogError::storage("open the warehouse", other),
+    })?;
+    let trimmed = warehouse.trim_end_matches('/');
+    if trimmed.contains("://") || trimmed.starts_with("file:/") {
+        Ok(trimmed.to_owned())
+    } else {
+        Ok(format!("file://{trimmed}"))
     }
 }
 
@@ -266,14 +293,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_relative_warehouse_is_made_absolute() {
+    fn a_warehouse_is_an_absolute_path_or_the_uri_of_a_known_store() {
+        let storage = Storage::from_properties(&BTreeMap::new()).expect("storage");
+        let absolute = |warehouse: &str| absolute(warehouse, &storage);
         assert_eq!(absolute("s3://b/w/").ok().as_deref(), Some("s3://b/w"));
         assert_eq!(absolute("file:///w").ok().as_deref(), Some("file:///w"));
         assert_eq!(absolute("/a b/w").ok().as_deref(), Some("file:///a b/w"));
-        let relative = absolute("lake").expect("path");
-        assert!(
-            relative.starts_with("file:///") && relative.ends_with("/lake"),
-            "{relative}"
-        );
+        for wrong in [
+            "lake",
+            "relative/dir",
+            "s3:/b",
+            "s3:b",
+            "hdfs://n/w",
+            "file://lake/w",
+        ] {
+            let error = absolute(wrong).expect_err(wrong).to_string();
+            assert!(
+                error.starts_with("[catalog] warehouse: ") && error.contains(wrong),
+                "{error}"
+            );
+        }
     }
 }

@@ -171,6 +171,29 @@ impl Answer {
     }
 }
 
+/// The server's address, without a slash at its end.
+fn address(properties: &BTreeMap<String, String>) -> Result<String, CatalogError> {
+    let given = required(properties, "uri", "https://catalog.example.com")?;
+    let uri = given.trim_end_matches('/');
+    // as it was written, so that whoever shows this finds it there and can leave out a password
+    let refused = |why: String| Err(wrong("uri", format!("`{given}` {why}")));
+    match reqwest::Url::parse(uri) {
+        Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => Ok(uri.to_owned()),
+        Err(error) if uri.starts_with("http://") || uri.starts_with("https://") => {
+            refused(format!("is no address: {error}"))
+        }
+        _ => refused("is not a http:// or https:// address".into()),
+    }
+}
+
+fn connect_timeout(properties: &BTreeMap<String, String>) -> Result<Duration, CatalogError> {
+    duration(properties, CONNECT_TIMEOUT, Duration::from_secs(5))
+}
+
+fn request_timeout(properties: &BTreeMap<String, String>) -> Result<Duration, CatalogError> {
+    duration(properties, REQUEST_TIMEOUT, Duration::from_secs(30))
+}
+
 impl Client {
     pub(super) async fn connect(
         properties: &BTreeMap<String, String>,
@@ -195,27 +218,28 @@ impl Client {
         Ok(client)
     }
 
-    fn with_properties(properties: BTreeMap<String, String>) -> Result<Self, CatalogError> {
-        let uri = required(&properties, "uri", "https://catalog.example.com")?
-            .trim_end_matches('/')
-            .to_owned();
-        if !uri.starts_with("http://") && !uri.starts_with("https://") {
-            return Err(wrong(
-                "uri",
-                format!("`{uri}` is not a http:// or https:// address"),
-            ));
+    /// Everything that is wrong with the properties; no request is sent.
+    pub(super) fn check(properties: &BTreeMap<String, String>) -> Vec<CatalogError> {
+        let mut found: Vec<CatalogError> = [
+            address(properties).err(),
+            connect_timeout(properties).err(),
+            request_timeout(properties).err(),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        // the first of everything else
+        if found.is_empty() {
+            found.extend(Self::with_properties(properties.clone()).err());
         }
+        found
+    }
+
+    fn with_properties(properties: BTreeMap<String, String>) -> Result<Self, CatalogError> {
+        let uri = address(&properties)?;
         let http = reqwest::Client::builder()
-            .connect_timeout(duration(
-                &properties,
-                CONNECT_TIMEOUT,
-                Duration::from_secs(5),
-            )?)
-            .timeout(duration(
-                &properties,
-                REQUEST_TIMEOUT,
-                Duration::from_secs(30),
-            )?)
+            .connect_timeout(connect_timeout(&properties)?)
+            .timeout(request_timeout(&properties)?)
             .pool_idle_timeout(IDLE_TIMEOUT)
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())

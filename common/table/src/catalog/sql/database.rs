@@ -10,8 +10,8 @@ use sqlx::sqlite::{
 };
 use sqlx::{PgPool, SqlitePool};
 
-use super::super::CatalogError;
 use super::super::properties::wrong;
+use super::super::{CatalogError, Make};
 
 /// Connections of one catalog object. Its users commit one after the other; a few more read.
 const CONNECTIONS_MAX: u32 = 4;
@@ -247,14 +247,15 @@ fn postgres_meaning(code: &str) -> Meaning {
 }
 
 impl Database {
-    pub(super) async fn open(uri: &str, name: &str, limit: Duration) -> Result<Self, CatalogError> {
-        let pool = match uri.split_once(':') {
-            Some(("sqlite", _)) => open_sqlite(uri, limit).await?,
-            Some(("postgres" | "postgresql", _)) => open_postgres(uri, limit).await?,
-            _ => {
-                let message = "give `sqlite://PATH` or `postgres://USER@HOST/DATABASE`";
-                return Err(wrong("uri", message));
-            }
+    pub(super) async fn open(
+        uri: &str,
+        name: &str,
+        limit: Duration,
+        make: Make,
+    ) -> Result<Self, CatalogError> {
+        let pool = match parse(uri)? {
+            Options::Sqlite(options) => open_sqlite(options, limit, make).await?,
+            Options::Postgres(options) => open_postgres(options, limit).await?,
         };
         let mut database = Self {
             pool,
@@ -479,20 +480,54 @@ const NAMESPACES: &str = "CREATE TABLE IF NOT EXISTS iceberg_namespace_propertie
     property_value VARCHAR(1000), \
     PRIMARY KEY (catalog_name, namespace, property_key))";
 
-async fn open_sqlite(uri: &str, limit: Duration) -> Result<Pool, CatalogError> {
-    let options = SqliteConnectOptions::from_str(uri)
-        .map_err(|error| wrong("uri", error.to_string()))?
-        .create_if_missing(true)
+/// A database's address, read.
+enum Options {
+    Sqlite(Box<SqliteConnectOptions>),
+    Postgres(Box<PgConnectOptions>),
+}
+
+/// Whether a URI names a database; nothing is opened.
+pub(super) fn check(uri: &str) -> Result<(), CatalogError> {
+    parse(uri).map(drop)
+}
+
+fn parse(uri: &str) -> Result<Options, CatalogError> {
+    match uri.split_once(':') {
+        Some(("sqlite", _)) => {
+            let options = SqliteConnectOptions::from_str(uri)
+                .map_err(|error| wrong("uri", error.to_string()))?;
+            if uri.contains(":memory:") || uri.contains("mode=memory") {
+                let message = "a catalog in memory would forget its tables; name a file";
+                return Err(wrong("uri", message));
+            }
+            Ok(Options::Sqlite(Box::new(options)))
+        }
+        Some(("postgres" | "postgresql", _)) => PgConnectOptions::from_str(uri)
+            .map(|options| Options::Postgres(Box::new(options)))
+            .map_err(|error| wrong("uri", error.to_string())),
+        _ => {
+            let message = "give `sqlite://PATH` or `postgres://USER@HOST/DATABASE`";
+            Err(wrong("uri", message))
+        }
+    }
+}
+
+async fn open_sqlite(
+    options: Box<SqliteConnectOptions>,
+    limit: Duration,
+    make: Make,
+) -> Result<Pool, CatalogError> {
+    let options = options
+        .create_if_missing(make == Make::IfMissing)
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Full)
         // Before our own limit: its `busy` is a definite no, our running out of patience is not.
         .busy_timeout(BUSY_TIMEOUT.min(limit / 2));
     let file = options.get_filename().to_path_buf();
-    if uri.contains(":memory:") || uri.contains("mode=memory") {
-        return Err(wrong(
-            "uri",
-            "a catalog in memory would forget its tables; name a file",
-        ));
+    if make == Make::Never && !tokio::fs::try_exists(&file).await.unwrap_or(true) {
+        return Err(CatalogError::Absent {
+            place: file.display().to_string(),
+        });
     }
     if let Some(folder) = file
         .parent()
@@ -523,9 +558,10 @@ async fn open_sqlite(uri: &str, limit: Duration) -> Result<Pool, CatalogError> {
     })
 }
 
-async fn open_postgres(uri: &str, limit: Duration) -> Result<Pool, CatalogError> {
-    let options =
-        PgConnectOptions::from_str(uri).map_err(|error| wrong("uri", error.to_string()))?;
+async fn open_postgres(
+    options: Box<PgConnectOptions>,
+    limit: Duration,
+) -> Result<Pool, CatalogError> {
     let what = format!(
         "connect to {}@{}:{}/{}",
         options.get_username(),

@@ -1,7 +1,7 @@
 //! JSON lines on standard output or in a file. Encoding and writing run on a blocking thread, one batch at a time, while
 //! the next batch is being read.
 
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::io::{Seek as _, SeekFrom, Write};
 use std::path::PathBuf;
 
@@ -165,13 +165,6 @@ fn open_file(path: PathBuf, saved: Option<u64>, resumable: bool) -> Result<Sink,
         target: format!("jsonl:{}", path.display()),
         what,
     };
-    // A run that was thought dead would write on in between. The lock ends with its process; where a file system knows no
-    // locks, nothing is lost by that.
-    if let Err(TryLockError::WouldBlock) = file.try_lock() {
-        return Err(wrong(
-            "another process writes to it: stop that one, or name another file".to_owned(),
-        ));
-    }
     let length = match saved {
         Some(length) if there < length => {
             return Err(wrong(format!(

@@ -282,37 +282,6 @@ fn an_output_that_is_not_what_was_saved_is_refused() {
 }
 
 #[test]
-fn h23_a_run_that_is_still_alive_keeps_a_second_one_from_its_file() {
-    let folder = tempfile::tempdir().unwrap();
-    let (world, log) = world();
-    log.create_topic(&topic(T), 1);
-    let mut produced = Produced::default();
-    produced.produce(&log, &topic(T), 0, 50);
-    process().block_on(world.commit_all(&topic(T), 10));
-    let file = folder.path().join("out.jsonl");
-    let options = options(
-        OutputTarget::File(file.clone()),
-        &folder.path().join("positions.json"),
-    );
-    let first = process();
-    let session = first
-        .block_on(Session::open(
-            request(),
-            world.components(),
-            options.clone(),
-        ))
-        .unwrap();
-    let error = run(&world, &options, None).unwrap().unwrap_err();
-    assert!(
-        error.to_string().contains("another process writes"),
-        "{error}"
-    );
-    drop((session, first));
-    run(&world, &options, None).unwrap().unwrap();
-    assert_eq!(lines(&file), produced.rows);
-}
-
-#[test]
 fn h12_a_resumed_run_knows_whose_log_its_positions_count() {
     let folder = tempfile::tempdir().unwrap();
     let (world, log) = world();

@@ -199,6 +199,49 @@ async fn h12_created_again_while_the_archiver_runs() {
 }
 
 #[tokio::test]
+async fn h12_created_again_under_a_follower_again_and_again() {
+    let (broker, topic) = (broker(), "handoff.recreated_followed");
+    broker.create(topic, 1, &[]).await;
+    broker.producer(&[]).fill(topic, 1, 0..300);
+    let setup = Setup::new(&kafka().bootstrap, &[topic]).archive("discovery_interval = \"1s\"");
+    let everlog = Everlog::local(&setup);
+    everlog.archive();
+    let archiver = everlog.start(&["archive"], "");
+    let path = everlog.dir().join("out.jsonl");
+    let output = format!("jsonl:{}", path.display());
+    let args = ["replay", topic, "--follow", "--encoding", "base64"];
+    let follower = everlog.start(&[&args[..], &["--output", &output]].concat(), "");
+    let emitted = |generation: u64| {
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        let whole = text.rfind('\n').map_or(0, |end| end + 1);
+        let of_it = format!(r#""generation":{generation},"#);
+        let lines: Vec<&str> = text[..whole].lines().collect();
+        let lines = lines.iter().filter(|l| l.contains(&of_it));
+        parse(&lines.copied().collect::<Vec<_>>().join("\n"))
+    };
+    eventually("the first topic", PATIENCE, || count(&emitted(0)) == 300);
+    let mut logs = vec![broker.dump(topic)];
+    for generation in 1..=3 {
+        broker.delete(topic).await;
+        broker.create(topic, 1, &[]).await;
+        // at once longer than all before: whoever goes on at an old offset finds something there
+        let numbers = generation * 100_000..generation * 100_000 + 300 + 1_000 * generation;
+        let records = numbers.end - numbers.start;
+        broker.producer(&[]).fill(topic, 1, numbers);
+        eventually("the new topic", PATIENCE, || {
+            count(&emitted(generation)) as u64 == records
+        });
+        logs.push(broker.dump(topic));
+    }
+    assert_eq!(follower.stop(PATIENCE), Some(0));
+    assert_eq!(archiver.stop(PATIENCE), Some(0));
+    for (generation, log) in (0..).zip(&logs) {
+        let what = format!("generation {generation}");
+        assert_same(log, &emitted(generation), &what);
+    }
+}
+
+#[tokio::test]
 async fn h14_h15_what_appears_later_is_read_from_its_first_offset() {
     let broker = broker();
     broker.create("later.one", 1, &[]).await;

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -237,17 +238,16 @@ impl Everlog {
     /// Runs it, which must fail with `status`; the one line that it says about that.
     #[track_caller]
     pub fn fails(&self, args: &[&str], status: i32) -> String {
+        failure(&self.run(args), &args.join(" "), status)
+    }
+
+    /// Runs it, which must fail with `status` before it has written anything; the one line that it says about that.
+    #[track_caller]
+    pub fn refuses(&self, args: &[&str], status: i32) -> String {
         let output = self.run(args);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
         let args = args.join(" ");
-        assert_eq!(output.status.code(), Some(status), "everlog {args}\n{said}");
-        let mut errors = said.lines().filter_map(|l| l.strip_prefix("error: "));
-        let error = errors.next().unwrap_or_default().to_owned();
-        assert!(
-            errors.next().is_none() && said.trim_end().ends_with(&error) && !error.is_empty(),
-            "everlog {args} should say one line about its failure\n{said}"
-        );
-        error
+        assert!(output.stdout.is_empty(), "everlog {args} wrote something");
+        failure(&output, &args, status)
     }
 
     /// `archive --until-caught-up`, which must succeed.
@@ -342,6 +342,35 @@ impl Everlog {
         all.extend_from_slice(args);
         parse(&self.ok(&all))
     }
+}
+
+/// The one line on standard error about why a run failed; log lines may stand before it.
+#[track_caller]
+fn failure(output: &Output, args: &str, status: i32) -> String {
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(status), "everlog {args}\n{said}");
+    let mut errors = said.lines().filter_map(|l| l.strip_prefix("error: "));
+    let error = errors.next().unwrap_or_default().to_owned();
+    assert!(
+        errors.next().is_none() && said.trim_end().ends_with(&error) && !error.is_empty(),
+        "everlog {args} should say one line about its failure\n{said}"
+    );
+    error
+}
+
+/// What `http://127.0.0.1:PORT/PATH` answers: status and body. None where nobody does.
+pub fn get(port: u16, path: &str) -> Option<(u16, String)> {
+    let limit = Duration::from_secs(5);
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    stream.set_read_timeout(Some(limit)).ok()?;
+    stream.set_write_timeout(Some(limit)).ok()?;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    let status = head.split(' ').nth(1)?.parse().ok()?;
+    Some((status, body.to_owned()))
 }
 
 /// How a run went, and how much memory it took.
@@ -490,10 +519,16 @@ impl Running {
     /// SIGTERM, then the exit status; it must end within `patience`.
     #[track_caller]
     pub fn stop(self, patience: Duration) -> Option<i32> {
+        self.end_by(libc::SIGTERM, patience)
+    }
+
+    /// A signal, then the exit status; it must end within `patience`.
+    #[track_caller]
+    pub fn end_by(self, signal: i32, patience: Duration) -> Option<i32> {
         let pid = libc::pid_t::try_from(self.child.id()).expect("a process id");
         #[allow(unsafe_code, reason = "sending a signal to our own child")]
         // SAFETY: plain system call on the child that this value owns.
-        let sent = unsafe { libc::kill(pid, libc::SIGTERM) };
+        let sent = unsafe { libc::kill(pid, signal) };
         assert_eq!(sent, 0, "cannot signal everlog");
         self.wait(patience)
     }

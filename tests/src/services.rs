@@ -1,5 +1,6 @@
 //! Real services for one test binary, each in its own folder, on free ports, stopped when dropped.
 
+use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -57,6 +58,37 @@ pub fn free_ports(count: u16) -> u16 {
         }
     }
     panic!("no {count} neighbouring free ports from {base}");
+}
+
+/// Every fail point that the sources of `crates` name, so that a new one is killed without being listed anywhere.
+pub fn fail_points(crates: &[&str]) -> BTreeSet<String> {
+    fn walk(folder: &Path, found: &mut BTreeSet<String>) {
+        for entry in std::fs::read_dir(folder)
+            .expect("a source folder")
+            .flatten()
+        {
+            let path = entry.path();
+            if path.is_dir() {
+                walk(&path, found);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                let text = std::fs::read_to_string(&path).expect("a source file");
+                for part in text.split("fail_point!(\"").skip(1) {
+                    found.extend(part.split('"').next().map(str::to_owned));
+                }
+            }
+        }
+    }
+    let mut found = BTreeSet::new();
+    for name in crates {
+        walk(
+            &Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join("..")
+                .join(name)
+                .join("src"),
+            &mut found,
+        );
+    }
+    found
 }
 
 /// A Kafka cluster (KRaft).

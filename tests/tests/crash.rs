@@ -1,7 +1,5 @@
 //! Killed, doubled, disturbed: afterwards the union of archive and tail equals the broker's log, record by record.
 
-use std::collections::BTreeSet;
-use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,7 +7,7 @@ use std::time::Duration;
 use everlog_tests::broker::{Broker, PATIENCE};
 use everlog_tests::compare::{assert_same, count};
 use everlog_tests::everlog::{Everlog, Setup, eventually};
-use everlog_tests::services::Kafka;
+use everlog_tests::services::{Kafka, fail_points};
 
 fn kafka() -> &'static Kafka {
     static KAFKA: OnceLock<Kafka> = OnceLock::new();
@@ -26,37 +24,6 @@ fn assert_whole(broker: &Broker, everlog: &Everlog, topic: &str, what: &str) {
     let log = broker.dump(topic);
     assert_same(&log, &everlog.replay(topic, &["--until", "snapshot"]), what);
     assert_same(&log, &everlog.replay(topic, &[]), what);
-}
-
-/// Every fail point that the sources of `crates` name, so that a new one is killed without being listed anywhere.
-fn fail_points(crates: &[&str]) -> BTreeSet<String> {
-    fn walk(folder: &Path, found: &mut BTreeSet<String>) {
-        for entry in std::fs::read_dir(folder)
-            .expect("a source folder")
-            .flatten()
-        {
-            let path = entry.path();
-            if path.is_dir() {
-                walk(&path, found);
-            } else if path.extension().is_some_and(|e| e == "rs") {
-                let text = std::fs::read_to_string(&path).expect("a source file");
-                for part in text.split("fail_point!(\"").skip(1) {
-                    found.extend(part.split('"').next().map(str::to_owned));
-                }
-            }
-        }
-    }
-    let mut found = BTreeSet::new();
-    for name in crates {
-        walk(
-            &Path::new(env!("CARGO_MANIFEST_DIR"))
-                .join("..")
-                .join(name)
-                .join("src"),
-            &mut found,
-        );
-    }
-    found
 }
 
 #[tokio::test]

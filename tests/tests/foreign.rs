@@ -31,9 +31,10 @@ fn snapshots(everlog: &Everlog, table: &str) -> Vec<String> {
     list.iter().map(|s| s["id"].to_string()).collect()
 }
 
-/// `everlog status --json`.
+/// `everlog status --json`; null before the archiver has made the catalog.
 fn status(everlog: &Everlog) -> Value {
-    serde_json::from_slice(&everlog.run(&["status", "--json"]).stdout).expect("JSON")
+    let output = everlog.run(&["status", "--json"]);
+    serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
 }
 
 /// Names of leases.
@@ -241,6 +242,10 @@ async fn h33_b01_a_foreign_change_stops_the_archiver_until_it_is_accepted() {
             let way = format!("everlog archive --accept {snapshot}");
             assert!(error.contains(&way), "{args:?}: {error}");
         }
+        // what is not known is null, and no lag that nobody has
+        let partition = &status(&everlog)["topics"][0]["partitions"][0];
+        assert!(partition["lag_records"].is_null(), "{partition}");
+        assert_eq!(partition["headroom"]["state"], "unknown");
     };
     let whole = |what: &str| {
         let log = broker.dump(topic);

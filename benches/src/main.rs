@@ -10,6 +10,8 @@
 //! | replay | `everlog replay --until snapshot --output count`: planned, ordered, verified |
 //! | decode | the same Parquet files by the parquet crate alone, all columns, as many threads |
 //!
+//! `everlog-benches produce BOOTSTRAP EVENTS` fills the topic `bench` of a running Kafka alone, to profile by hand.
+//!
 //! Each run is a process of its own: wall time, CPU time (user and system) and peak resident memory are the kernel's. The
 //! ratios are of medians. Wall time on a machine that also runs the broker is contention; CPU time is steadier.
 
@@ -40,6 +42,9 @@ fn main() {
     match words.as_slice() {
         ["drain", bootstrap, topic, events] => bare::drain(bootstrap, topic, number(events)),
         ["measure", program, args @ ..] => measure::measure(program, args),
+        ["produce", bootstrap, events] => {
+            produce_into(bootstrap, number(events));
+        }
         ["decode", threads, files @ ..] => bare::decode(number(threads), files),
         rest => {
             let events = rest.first().map_or(3_000_000, |n| number(n));
@@ -55,12 +60,8 @@ fn number(text: &str) -> usize {
 }
 
 fn report(events: usize, rounds: usize) {
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let kafka = Kafka::start();
-    let broker = Broker::new(&kafka.bootstrap);
-    println!("producing {events} events of 200 bytes to {PARTITIONS} partitions, lz4 ...");
-    runtime.block_on(broker.create(TOPIC, PARTITIONS, &[]));
-    let sample = produce(&broker, events);
+    let (broker, sample) = produce_into(&kafka.bootstrap, events);
     let log_bytes = kafka.log_bytes(TOPIC);
 
     let me = std::env::current_exe().expect("this program's path");
@@ -129,7 +130,20 @@ fn report(events: usize, rounds: usize) {
         log_bytes as f64 / events as f64,
         lake_bytes as f64 / log_bytes as f64
     );
-    handoff::report(&runtime, &kafka.bootstrap, &broker);
+    handoff::report(&runtime(), &kafka.bootstrap, &broker);
+}
+
+/// Creates the topic and fills it. Gives the values' length.
+fn produce_into(bootstrap: &str, events: usize) -> (Broker, usize) {
+    println!("producing {events} events of 200 bytes to {PARTITIONS} partitions, lz4 ...");
+    let broker = Broker::new(bootstrap);
+    runtime().block_on(broker.create(TOPIC, PARTITIONS, &[]));
+    let sample = produce(&broker, events);
+    (broker, sample)
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Runtime::new().expect("a runtime")
 }
 
 fn row(name: &str, figures: &[Figures], events: usize) {

@@ -296,7 +296,15 @@ async fn gather(
     topic.gaps = ledger.gaps.iter().map(GapLine::of).collect();
     let live = live_era(name, &ledger, cluster);
     topic.generations = eras(&ledger, live);
+    // Where the ledger is not known, nothing is known of what is not archived.
+    let log = log.filter(|_| failure.is_none());
     topic.partitions = partitions(name, &ledger, live, cluster, log, settings, clock).await;
+    if failure.is_some() {
+        topic
+            .partitions
+            .iter_mut()
+            .for_each(PartitionLine::lose_ledger);
+    }
     (topic, failure)
 }
 

@@ -4,6 +4,7 @@
 //! - [`services`]: Kafka, S3 and the Iceberg REST catalog, started by `tests/services/*.sh`, stopped when dropped.
 //! - [`broker`]: topics, producers, and an independent dump of a broker's log (plain polling, nothing of everlog's own
 //!   ingest).
+//! - [`crashing`]: the places where tests kill the binary.
 //! - [`engines`]: the tables as pyiceberg and DuckDB see them.
 //! - [`everlog`]: the binary, its configuration and its output.
 //! - [`compare`]: records against records, and the first difference in words.
@@ -14,6 +15,8 @@
 
 pub mod broker;
 pub mod compare;
+pub mod crashing;
 pub mod engines;
 pub mod everlog;
-pub mod services;
+
+pub use everlog_services as services;

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use everlog_tests::broker::{Broker, PATIENCE};
 use everlog_tests::compare::{assert_same, count};
+use everlog_tests::crashing::fail_points;
 use everlog_tests::everlog::{Everlog, Setup, eventually};
-use everlog_tests::services::{Kafka, fail_points};
+use everlog_tests::services::Kafka;
 
 fn kafka() -> &'static Kafka {
     static KAFKA: OnceLock<Kafka> = OnceLock::new();

@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use everlog_tests::broker::{Broker, Feed, Message, PATIENCE};
 use everlog_tests::compare::{Log, Record, assert_same, count};
+use everlog_tests::crashing::fail_points;
 use everlog_tests::engines::foreign;
 use everlog_tests::everlog::{Everlog, Setup, binary, parse};
-use everlog_tests::services::{Kafka, fail_points};
+use everlog_tests::services::Kafka;
 use tokio::sync::OnceCell;
 
 fn kafka() -> &'static Kafka {

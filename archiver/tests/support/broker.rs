@@ -6,12 +6,13 @@
     reason = "every test binary uses its own part; tests wait by the machine's clock"
 )]
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use everlog_common::TopicPartition;
+use everlog_services::{free_ports, script};
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
@@ -22,9 +23,6 @@ use rdkafka::types::RDKafkaErrorCode;
 
 const WAIT: Duration = Duration::from_secs(30);
 
-/// Ports that brokers of these tests take, two each.
-const PORTS: std::ops::Range<u16> = 36_000..37_000;
-
 /// A running broker. The watcher holds its standard input open: when this process ends, however it ends, the watcher
 /// stops the broker and removes its folder.
 #[derive(Debug)]
@@ -32,10 +30,6 @@ pub struct Broker {
     dir: PathBuf,
     pub bootstrap: String,
     _watcher: Mutex<Child>,
-}
-
-fn script() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/services/kafka.sh")
 }
 
 impl Broker {
@@ -58,7 +52,7 @@ impl Broker {
                 "cat >/dev/null; \"$1\" stop \"$2\" >/dev/null 2>&1; rm -rf \"$2\"",
                 "watch",
             ])
-            .arg(script())
+            .arg(script("kafka.sh"))
             .arg(&dir)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -66,14 +60,9 @@ impl Broker {
             .spawn()
             .unwrap();
         let mut failures = Vec::new();
-        for attempt in 0..10_u32 {
-            let pairs = u32::from(PORTS.end - PORTS.start) / 2;
-            let pair = std::process::id()
-                .wrapping_mul(31)
-                .wrapping_add(attempt * 7)
-                % pairs;
-            let port = PORTS.start + u16::try_from(pair * 2).unwrap();
-            let started = Command::new(script())
+        for _ in 0..3 {
+            let port = free_ports(2);
+            let started = Command::new(script("kafka.sh"))
                 .arg("start")
                 .arg(&dir)
                 .arg(port.to_string())
@@ -97,7 +86,7 @@ impl Broker {
 
     /// Runs a verb of the script on the only node: `kill-node`, `start-node`, `pause-node`, `resume-node`.
     pub fn node(&self, verb: &str) {
-        let done = Command::new(script())
+        let done = Command::new(script("kafka.sh"))
             .arg(verb)
             .arg(&self.dir)
             .arg("1")

@@ -307,6 +307,13 @@ impl PartitionLine {
         }
     }
 
+    /// The ledger cannot be read: how far the log is ahead of it is not known.
+    pub(super) fn lose_ledger(&mut self) {
+        self.lag_records = None;
+        self.lag_seconds = None;
+        self.headroom = HeadroomLine::of(Headroom::Unknown);
+    }
+
     fn worst_first(&self, other: &Self) -> Ordering {
         self.headroom
             .rank()

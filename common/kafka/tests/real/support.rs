@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::ffi::{CString, c_char};
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock};
@@ -16,6 +16,7 @@ use everlog_kafka::Log;
 use everlog_kafka::client::KafkaLog;
 use everlog_kafka::conformance::{Ending, World};
 use everlog_kafka::memory::MemoryRecord;
+use everlog_services::{free_ports, script};
 use rdkafka::ClientConfig;
 use rdkafka::TopicPartitionList;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
@@ -24,14 +25,7 @@ use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseProducer, Producer as _, ProducerContext};
 use rdkafka_sys as sys;
 
-/// Ports that brokers of these tests take, two each: below those that the kernel gives to outgoing connections, which
-/// would be taken while a broker is down.
-const PORTS: std::ops::Range<u16> = 23_000..24_000;
 const WAIT: Duration = Duration::from_secs(30);
-
-fn script() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/services/kafka.sh")
-}
 
 /// A running broker. The watcher holds its standard input open: when this process ends, however it ends, the watcher
 /// stops the broker and removes its folder.
@@ -66,7 +60,7 @@ impl Broker {
                 "cat >/dev/null; \"$1\" stop \"$2\" >/dev/null 2>&1; rm -rf \"$2\"",
                 "watch",
             ])
-            .arg(script())
+            .arg(script("kafka.sh"))
             .arg(&dir)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -74,9 +68,9 @@ impl Broker {
             .spawn()
             .unwrap();
         let mut failures = Vec::new();
-        for attempt in 0..20 {
-            let port = free_port(attempt);
-            let started = Command::new(script())
+        for _ in 0..3 {
+            let port = free_ports(2);
+            let started = Command::new(script("kafka.sh"))
                 .arg("start")
                 .arg(&dir)
                 .arg(port.to_string())
@@ -108,7 +102,7 @@ impl Broker {
     }
 
     fn attempt(&self, args: &[&str]) -> Result<(), String> {
-        let mut child = Command::new(script())
+        let mut child = Command::new(script("kafka.sh"))
             .arg(args[0])
             .arg(&self.dir)
             .args(&args[1..])
@@ -137,7 +131,7 @@ impl Broker {
 
     /// One of Kafka's own tools, told where the broker is.
     pub fn tool(&self, args: &[&str]) {
-        let done = Command::new(script())
+        let done = Command::new(script("kafka.sh"))
             .arg("tool")
             .arg(args[0])
             .args(["--bootstrap-server", &self.bootstrap()])
@@ -178,15 +172,6 @@ impl Broker {
     pub fn thaw(&self) {
         self.run(&["resume-node", "1"]);
     }
-}
-
-fn free_port(attempt: u32) -> u16 {
-    let pairs = u32::from(PORTS.end - PORTS.start) / 2;
-    let first = std::process::id()
-        .wrapping_mul(31)
-        .wrapping_add(attempt * 7)
-        % pairs;
-    PORTS.start + u16::try_from(first * 2).unwrap()
 }
 
 /// The broker that all tests of this binary share.

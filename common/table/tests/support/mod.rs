@@ -4,15 +4,14 @@
 #![allow(clippy::panic, reason = "a harness fails its test by panicking")]
 
 use std::collections::BTreeMap;
-use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
 
 use everlog_common::Ids;
 use everlog_common::clock::{RandomIds, SystemClock};
+use everlog_services::free_ports;
 use everlog_table::catalog::conformance::Subject;
 use everlog_table::catalog::{Catalog, connect};
 use iceberg::NamespaceIdent;
@@ -101,7 +100,7 @@ impl Service {
         // Servers that refuse to run as root run as somebody else, who has to get in.
         let open = std::fs::Permissions::from_mode(0o755);
         std::fs::set_permissions(folder.path(), open).expect("permissions");
-        let port = free_ports();
+        let port = free_ports(2);
         // made before it runs, so that a start that fails half-way is stopped, too
         let mut service = Self {
             script: script_name,
@@ -136,19 +135,6 @@ impl Drop for Service {
             script(self.script, &["stop", path]);
         }
     }
-}
-
-/// Two neighbouring ports that nobody listens on, below those the kernel hands out.
-fn free_ports() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let base = 32_000 + u16::try_from(std::process::id() % 35).unwrap_or(0) * 20;
-    for _ in 0..350 {
-        let port = 32_000 + (base - 32_000 + NEXT.fetch_add(2, Ordering::SeqCst)) % 700;
-        if (port..port + 2).all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok()) {
-            return port;
-        }
-    }
-    panic!("no free port between 32000 and 32700");
 }
 
 /// MinIO with the bucket `warehouse`, and the properties that reach it.

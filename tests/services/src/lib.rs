@@ -1,11 +1,15 @@
-//! Real services for one test binary, each in its own folder, on free ports, stopped when dropped.
+//! Real servers for tests, each in its own folder, on ports of its own, stopped when dropped. The scripts beside this crate
+//! start them; a server that cannot be started fails the test: nothing is skipped.
 
-use std::collections::BTreeSet;
-use std::net::TcpListener;
+#![allow(clippy::panic, reason = "a harness fails its test by panicking")]
+
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
+
+mod ports;
+
+pub use ports::free_ports;
 
 /// A variable that `make test` sets.
 #[allow(
@@ -18,9 +22,7 @@ pub fn environment(name: &str) -> Option<String> {
 
 /// Where the service scripts are.
 pub fn script(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("services")
-        .join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
 }
 
 /// Runs a service script; its standard output, trimmed. A failure ends the test with everything the script said.
@@ -44,51 +46,6 @@ fn try_run(name: &str, args: &[&str]) -> Output {
         .stdin(Stdio::null())
         .output()
         .unwrap_or_else(|e| panic!("cannot run {name}: {e}"))
-}
-
-/// The first of `count` neighbouring free ports, from a range that the kernel does not hand out by itself.
-pub fn free_ports(count: u16) -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let base = 20_000 + u16::try_from(std::process::id() % 400).unwrap_or(0) * 20;
-    for _ in 0..500 {
-        let start = base + NEXT.fetch_add(count, Ordering::SeqCst) % 4_000;
-        let free = (start..start + count).all(|p| TcpListener::bind(("127.0.0.1", p)).is_ok());
-        if free {
-            return start;
-        }
-    }
-    panic!("no {count} neighbouring free ports from {base}");
-}
-
-/// Every fail point that the sources of `crates` name, so that a new one is killed without being listed anywhere.
-pub fn fail_points(crates: &[&str]) -> BTreeSet<String> {
-    fn walk(folder: &Path, found: &mut BTreeSet<String>) {
-        for entry in std::fs::read_dir(folder)
-            .expect("a source folder")
-            .flatten()
-        {
-            let path = entry.path();
-            if path.is_dir() {
-                walk(&path, found);
-            } else if path.extension().is_some_and(|e| e == "rs") {
-                let text = std::fs::read_to_string(&path).expect("a source file");
-                for part in text.split("fail_point!(\"").skip(1) {
-                    found.extend(part.split('"').next().map(str::to_owned));
-                }
-            }
-        }
-    }
-    let mut found = BTreeSet::new();
-    for name in crates {
-        walk(
-            &Path::new(env!("CARGO_MANIFEST_DIR"))
-                .join("..")
-                .join(name)
-                .join("src"),
-            &mut found,
-        );
-    }
-    found
 }
 
 /// A Kafka cluster (KRaft).

@@ -48,8 +48,8 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 #[allow(unsafe_code, reason = "the allocator looks for a symbol of this name")]
 // SAFETY: the type is a thin pointer to a text that ends with a zero, as the allocator expects.
 #[unsafe(export_name = "malloc_conf")]
-static ALLOCATOR_OPTIONS: &[u8; 69] =
-    b"narenas:2,dirty_decay_ms:100,muzzy_decay_ms:0,background_thread:true\0";
+static ALLOCATOR_OPTIONS: &[u8; 90] =
+    b"narenas:2,oversize_threshold:0,dirty_decay_ms:100,muzzy_decay_ms:0,background_thread:true\0";
 
 /// Kafka and Iceberg as one log: archive every record exactly once, replay it, go on live
 #[derive(Debug, Parser)]

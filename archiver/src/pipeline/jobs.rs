@@ -120,6 +120,7 @@ impl Pipeline {
             deps,
             status: self.status.clone(),
             encoders: Arc::clone(&self.encoders),
+            spare: self.spare.clone(),
         };
         let topic = name.clone();
         self.jobs.spawn(async move {

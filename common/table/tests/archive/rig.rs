@@ -19,7 +19,7 @@ use everlog_table::catalog::{Catalog, CommitReply, LoadedTable};
 use everlog_table::files::{EncodedFile, FileRange, PartitionRows};
 use everlog_table::manifests;
 use everlog_table::schema::{Column, TableSettings};
-use everlog_table::writer::{FILE_BYTES_TARGET, WriteRequest, write_files};
+use everlog_table::writer::{FILE_BYTES_TARGET, SpareThreads, WriteRequest, write_files};
 use iceberg::spec::{
     DataContentType, DataFile, DataFileBuilder, DataFileFormat, Datum, Literal, MAIN_BRANCH,
     ManifestEntry, ManifestFile, ManifestWriterBuilder, Operation, Snapshot, SnapshotReference,
@@ -602,6 +602,7 @@ pub async fn written(
                 batches: vec![builder.finish()],
             }],
             file_bytes_target: FILE_BYTES_TARGET,
+            spare: SpareThreads::none(),
         },
         &RandomIds,
     )

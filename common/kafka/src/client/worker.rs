@@ -254,13 +254,28 @@ impl Worker {
             self.hand_over(&tp, false);
             return self.take_message(message, now);
         }
+        let headers = match message.headers() {
+            Ok(headers) => headers,
+            Err(_) if !slot.takes(message.offset()) => return 0,
+            // without them it would be another record than was written
+            Err(failure) => {
+                let tp = slot.source().clone();
+                let what = format!(
+                    "the headers of the record at offset {} cannot be read (more than 100,000 of them, or malformed): {}",
+                    message.offset(),
+                    failure.text
+                );
+                self.fail(&tp, PartitionFault::Corrupt(what));
+                return 0;
+            }
+        };
         let taken = slot.take_in(
             Incoming {
                 offset: message.offset(),
                 timestamp: timestamp(message),
                 key,
                 value,
-                headers: message.headers(),
+                headers,
                 leader_epoch: message.leader_epoch(),
             },
             now,

@@ -512,6 +512,8 @@ impl Worker {
                     self.client.incremental_unassign(&list).ok();
                 }
             }
+            // the pause for the check outlives the assignment: whoever assigns them next has to end it
+            self.paused.extend(starts.into_keys());
             return Err(error);
         }
         for (tp, start) in starts {
@@ -717,6 +719,9 @@ fn timestamp(message: &Message<'_>) -> (i64, TimestampType) {
         _ => (-1, TimestampType::None),
     }
 }
+
+#[cfg(test)]
+mod tests;
 
 // one batch must take the largest record Kafka allows next to a full one
 const _: () = assert!(EventColumnsBuilder::BATCH_BYTES_MAX <= 1 << 30);

@@ -110,9 +110,10 @@ pub struct TopicInfo {
 /// The settings of a topic that everlog looks at.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TopicConfig {
-    /// `retention.ms`; none when unlimited or unknown.
+    /// `retention.ms`; none when unlimited or unknown, and where `cleanup.policy` does not contain `delete`: then nothing
+    /// is deleted by age or size.
     pub retention: Option<Duration>,
-    /// `retention.bytes` per partition; none when unlimited or unknown.
+    /// `retention.bytes` per partition; none as with `retention`.
     pub retention_bytes: Option<u64>,
     /// Whether `cleanup.policy` contains `compact`.
     pub compacted: bool,

@@ -445,13 +445,17 @@ fn collect<'a>(
 }
 
 fn topic_config(values: &BTreeMap<String, String>) -> TopicConfig {
-    let number = |key: &str| values.get(key).and_then(|v| v.parse::<u64>().ok());
+    let has_policy = |name: &str| {
+        let policies = values.get("cleanup.policy")?;
+        Some(policies.split(',').any(|policy| policy.trim() == name))
+    };
+    // the limits stand in the settings of a compacted topic too, where nothing obeys them
+    let deletes = has_policy("delete").unwrap_or(true);
+    let number = |key: &str| values.get(key).filter(|_| deletes)?.parse::<u64>().ok();
     TopicConfig {
         retention: number("retention.ms").map(Duration::from_millis),
         retention_bytes: number("retention.bytes"),
-        compacted: values
-            .get("cleanup.policy")
-            .is_some_and(|p| p.split(',').any(|part| part.trim() == "compact")),
+        compacted: has_policy("compact").unwrap_or(false),
     }
 }
 
@@ -546,5 +550,33 @@ mod tests {
         assert_eq!(config.retention_bytes, Some(1000));
         assert!(config.compacted);
         assert!(!values(&[("cleanup.policy", "delete")]).compacted);
+        // a broker that does not tell the policy has the default one
+        let untold = values(&[("retention.ms", "5000")]);
+        assert_eq!(untold.retention, Some(Duration::from_secs(5)));
+        assert!(!untold.compacted);
+    }
+
+    #[test]
+    fn limits_that_a_compacted_topic_does_not_obey_are_none() {
+        let values = |policy: &str| {
+            topic_config(
+                &[
+                    ("cleanup.policy", policy),
+                    ("retention.ms", "604800000"),
+                    ("retention.bytes", "1000"),
+                ]
+                .map(|(k, v)| (k.to_owned(), v.to_owned()))
+                .into(),
+            )
+        };
+        let compacted = values("compact");
+        assert_eq!(
+            (compacted.retention, compacted.retention_bytes),
+            (None, None)
+        );
+        assert!(compacted.compacted);
+        let both = values("compact, delete");
+        assert_eq!(both.retention, Some(Duration::from_hours(168)));
+        assert_eq!(both.retention_bytes, Some(1000));
     }
 }

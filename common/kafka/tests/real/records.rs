@@ -169,6 +169,7 @@ async fn h08_compaction_leaves_offsets_without_rows() {
             1,
             &[
                 ("cleanup.policy", "compact"),
+                ("retention.ms", "604800000"),
                 ("segment.ms", "100"),
                 ("min.cleanable.dirty.ratio", "0.01"),
                 ("delete.retention.ms", "0"),
@@ -176,7 +177,10 @@ async fn h08_compaction_leaves_offsets_without_rows() {
             ],
         )
         .await;
-    assert!(world.log.topic_config(&name).await.unwrap().compacted);
+    // the broker's default of a week is in its settings all the same
+    let config = world.log.topic_config(&name).await.unwrap();
+    assert!(config.compacted);
+    assert_eq!((config.retention, config.retention_bytes), (None, None));
     let tp = partition(&name, 0);
     let keyed = |n: usize| MemoryRecord::value(n.to_string()).key((n % 4).to_string());
     world.produce(&tp, (0..64).map(keyed).collect()).await;

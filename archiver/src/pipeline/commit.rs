@@ -231,12 +231,16 @@ impl Job {
                 Some((tp, cut.leader_epoch()?))
             })
             .collect();
-        let bounds = self.log.bounds(&partitions, self.isolation).await?;
+        let mut bounds = self.log.bounds(&partitions, self.isolation).await?;
         let ends = if epochs.is_empty() {
             BTreeMap::new()
         } else {
             self.log.epoch_ends(&epochs).await?
         };
+        // an epoch that was not answered is not one that nobody knows
+        for (tp, _) in epochs.iter().filter(|(tp, _)| !ends.contains_key(tp)) {
+            bounds.remove(tp);
+        }
         // last: everything above was asked of the topic that this names
         let identity = identity_of(self.log.as_ref(), &self.topic).await?;
         if !identity.agrees(&self.identity) {

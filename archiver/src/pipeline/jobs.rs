@@ -279,7 +279,16 @@ async fn ends(
     if all.is_empty() {
         return Ok(BTreeMap::new());
     }
-    log.bounds(&all, isolation).await
+    let bounds = log.bounds(&all, isolation).await?;
+    // an end that is not known has not been reached
+    match all.iter().find(|tp| !bounds.contains_key(tp)) {
+        None => Ok(bounds),
+        Some(missing) => Err(LogError::Unavailable {
+            what: format!("the end of {missing}"),
+            detail: "no broker answers for this partition: it has no leader, or its leader is away"
+                .to_owned(),
+        }),
+    }
 }
 
 async fn observe(

@@ -174,7 +174,7 @@ async fn look(request: &Request, ledger: &Ledger, era: &Era) -> Result<Looked, L
             epoch_ends: BTreeMap::new(),
         });
     }
-    let bounds = request.log.bounds(&all, request.settings.isolation).await?;
+    let mut bounds = request.log.bounds(&all, request.settings.isolation).await?;
     let epochs: Vec<(TopicPartition, i32)> = all
         .into_iter()
         .filter_map(|tp| {
@@ -187,6 +187,10 @@ async fn look(request: &Request, ledger: &Ledger, era: &Era) -> Result<Looked, L
     } else {
         request.log.epoch_ends(&epochs).await?
     };
+    // an epoch that was not answered is not one that nobody knows: the partition is not known yet
+    for (tp, _) in epochs.iter().filter(|(tp, _)| !epoch_ends.contains_key(tp)) {
+        bounds.remove(tp);
+    }
     Ok(Looked { bounds, epoch_ends })
 }
 

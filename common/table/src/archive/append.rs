@@ -70,6 +70,16 @@ enum Settled {
     Open,
 }
 
+/// Whether an attempt that was sent has no outcome yet, and the error says no more than that it could not be found out
+/// now. Such a commit is neither lost nor made: whoever proposed it again would be fenced by it.
+fn is_open_after(operation: &Operation, error: &ArchiveError) -> bool {
+    operation.unresolved.is_some()
+        && matches!(
+            error.kind(),
+            ArchiveErrorKind::Transient | ArchiveErrorKind::Denied
+        )
+}
+
 /// What one attempt came to.
 enum Attempt {
     Done(CommitOutcome),
@@ -79,6 +89,9 @@ enum Attempt {
 
 impl Archive {
     /// Commits files and ledger in one swap, rebasing over other commits as long as the fence holds.
+    ///
+    /// An error means that nothing of it was applied, and nothing will be, unless the table itself is not ours to write any
+    /// more (replaced, a foreign change, corrupt).
     ///
     /// Not cancel-safe: dropping the future leaves the outcome unknown; go on from [`Archive::state`].
     pub async fn append(&self, request: AppendRequest) -> Result<CommitOutcome, ArchiveError> {
@@ -102,8 +115,18 @@ impl Archive {
             open: None,
         };
         let mut turn = self.inner.turn.lock().await;
-        let driven = self.drive(&mut turn, &mut operation).await?;
-        Ok(driven.unwrap_or(CommitOutcome::Unknown(PendingCommit { operation })))
+        match self.drive(&mut turn, &mut operation).await {
+            Ok(Some(outcome)) => Ok(outcome),
+            Ok(None) => Ok(CommitOutcome::Unknown(PendingCommit { operation })),
+            Err(error) if is_open_after(&operation, &error) => {
+                tracing::warn!(
+                    table = %self.inner.ident, commit_id = %operation.commit_id, %error,
+                    "an attempt may have landed, and the table cannot be read"
+                );
+                Ok(CommitOutcome::Unknown(PendingCommit { operation }))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// One bounded round of finding out: reads the table back, and moves a quiet table on by a ledger-neutral commit.
@@ -117,7 +140,10 @@ impl Archive {
         match self.drive(&mut turn, &mut operation).await {
             Ok(Some(outcome)) => Ok(outcome),
             Ok(None) => Ok(CommitOutcome::Unknown(PendingCommit { operation })),
-            Err(error) if error.kind() == ArchiveErrorKind::Transient => {
+            Err(error)
+                if error.kind() == ArchiveErrorKind::Transient
+                    || is_open_after(&operation, &error) =>
+            {
                 tracing::warn!(
                     table = %self.inner.ident, commit_id = %operation.commit_id, %error,
                     "commit not resolved yet"
@@ -192,6 +218,10 @@ impl Archive {
                 return Ok(Attempt::Done(CommitOutcome::Fenced { refusals, ledger }));
             }
             Decision::AlreadyLanded { snapshot_id } => {
+                // until its ledger was read as well, giving it up would be to forget a commit
+                operation.unresolved = Some(Sent {
+                    parent: parent.head,
+                });
                 let outcome = self.landed(operation, snapshot_id, &parent.table).await?;
                 *turn = Some(parent.remembered());
                 return Ok(Attempt::Done(outcome));

@@ -8,8 +8,10 @@
 )]
 
 pub mod broker;
+pub mod lens;
+pub mod store;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,9 +35,12 @@ use everlog_table::scan;
 use everlog_table::snapshot::{LeaseMode, SnapshotSelector};
 use everlog_table::storage::Storage;
 use iceberg::{NamespaceIdent, TableIdent, TableRequirement, TableUpdate};
-use object_store::memory::InMemory;
+use object_store::ObjectStore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+
+use self::lens::Lens;
+use self::store::Store;
 
 /// 14 November 2023, behind any machine's clock.
 const BEGIN: i64 = 1_700_000_000_000;
@@ -93,6 +98,8 @@ pub type Rows = Vec<(i64, Vec<u8>)>;
 pub struct Gate {
     inner: Arc<MemoryCatalog>,
     pub is_closed: std::sync::atomic::AtomicBool,
+    /// Tables whose commits are refused.
+    without_commits: std::sync::Mutex<BTreeSet<String>>,
 }
 
 impl Gate {
@@ -115,6 +122,18 @@ impl Gate {
     pub fn open(&self) {
         self.is_closed
             .store(false, std::sync::atomic::Ordering::SeqCst);
+    }
+
+    /// Commits of these tables are refused from now on, and of no others.
+    pub fn refuse_commits(&self, tables: &[&str]) {
+        *self.without_commits.lock().unwrap() = tables.iter().map(|t| (*t).to_owned()).collect();
+    }
+}
+
+fn away(what: &str) -> CatalogError {
+    CatalogError::Unavailable {
+        what: what.to_owned(),
+        source: "it is away".into(),
     }
 }
 
@@ -150,6 +169,10 @@ impl Catalog for Gate {
         if let Err(error) = self.check() {
             return CommitReply::Refused(error);
         }
+        let table = base.ident.name();
+        if self.without_commits.lock().unwrap().contains(table) {
+            return CommitReply::Refused(away("commit"));
+        }
         self.inner
             .commit(base, requirements, updates, idempotency_key)
             .await
@@ -163,7 +186,10 @@ impl Catalog for Gate {
 pub struct World {
     pub clock: Arc<dyn Clock>,
     pub log: MemoryLog,
+    /// The archivers' way to it; the test itself goes straight.
+    pub lens: Arc<Lens>,
     pub catalog: Arc<MemoryCatalog>,
+    pub store: Arc<Store>,
     /// The archivers' way to it; the test itself goes straight.
     pub gate: Arc<Gate>,
     seeds: std::sync::atomic::AtomicU64,
@@ -193,28 +219,36 @@ impl Running {
         self.task.shutdown().await;
     }
 
-    pub fn is_over(&self) -> bool {
-        self.task.is_empty()
+    /// Whether it has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        match self.task.try_join_next() {
+            None => false,
+            Some(ended) => panic!("it ended: {ended:?}"),
+        }
     }
 }
 
 impl World {
     pub fn new() -> Self {
         let clock: Arc<dyn Clock> = Arc::new(TestClock::new());
-        let store = Arc::new(InMemory::new());
+        let store = store::store();
         let catalog = MemoryCatalog::new(
-            store,
+            Arc::clone(&store) as Arc<dyn ObjectStore>,
             "memory:///lake",
             Arc::clone(&clock),
             Arc::new(SeededIds::new(42)),
         );
         let catalog = Arc::new(catalog);
+        let log = MemoryLog::new(Arc::clone(&clock));
         Self {
-            log: MemoryLog::new(Arc::clone(&clock)),
+            lens: Arc::new(Lens::new(log.clone())),
+            log,
+            store,
             clock,
             gate: Arc::new(Gate {
                 inner: Arc::clone(&catalog),
                 is_closed: std::sync::atomic::AtomicBool::new(false),
+                without_commits: std::sync::Mutex::default(),
             }),
             catalog,
             seeds: std::sync::atomic::AtomicU64::new(1),
@@ -241,7 +275,7 @@ impl World {
 
     pub fn components(&self) -> Components {
         Components {
-            log: Arc::new(self.log.clone()),
+            log: Arc::clone(&self.lens) as Arc<dyn Log>,
             catalog: Arc::clone(&self.gate) as Arc<dyn Catalog>,
             clock: Arc::clone(&self.clock),
             ids: self.ids(),

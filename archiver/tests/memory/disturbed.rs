@@ -601,3 +601,65 @@ async fn one_corrupt_answer_after_other_faults_stops_nothing() {
     running.end().await.unwrap();
     world.assert_equals_log("t", 1).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_committed_while_this_machine_is_ahead_of_the_catalog() {
+    let world = World::new();
+    world.log.create_topic(&topic("t"), 1);
+    world.gate.set_behind(Duration::from_secs(2));
+    let running = world.start(world.settings(&["t"]));
+    world.produce(&tp("t", 0), 0..10);
+    world.wait_for_ledger(&tp("t", 0), 10).await;
+    world.gate.set_behind(Duration::from_secs(2 * 86_400));
+    world.produce(&tp("t", 0), 10..20);
+    seconds(100).await;
+    assert_eq!(next(&world, &tp("t", 0)).await, 10);
+    let reasons = running.status.health().reasons;
+    assert!(
+        reasons
+            .iter()
+            .any(|r| r.reason == "held" && r.detail.contains("correct the clock")),
+        "{reasons:?}"
+    );
+    world.gate.set_behind(Duration::from_secs(20));
+    world.wait_for_ledger(&tp("t", 0), 20).await;
+    running.end().await.unwrap();
+    world.assert_equals_log("t", 1).await;
+}
+
+/// A word for one rollback is no word for the next one.
+#[tokio::test(start_paused = true)]
+async fn h33_a_snapshot_is_accepted_once() {
+    let world = World::new();
+    world.log.create_topic(&topic("t"), 1);
+    for at in [0, 10] {
+        world.produce(&tp("t", 0), at..at + 10);
+        world.catch_up(&["t"]).await.unwrap();
+    }
+    let first = world.first_snapshot("t").await;
+    world.roll_back("t", first).await;
+    let error = world.catch_up(&["t"]).await.unwrap_err();
+    assert_eq!(failures(&error), vec![FailureKind::AnotherWriter]);
+    let running = world.start(Settings {
+        accept: Some(first),
+        ..world.settings(&["t"])
+    });
+    world
+        .wait_for("the snapshot to be accepted", async || {
+            running.status.is_ready()
+        })
+        .await;
+    world.wait_for_ledger(&tp("t", 0), 20).await;
+    world.roll_back("t", first).await;
+    // the next who looks at the table does so to recover a partition
+    world
+        .log
+        .fault(&tp("t", 0), PartitionFault::Other("away".into()));
+    world
+        .wait_for("the topic to stop", async || {
+            has_reason(&running, "another_writer", None)
+        })
+        .await;
+    let error = running.end().await.unwrap_err();
+    assert_eq!(failures(&error), vec![FailureKind::AnotherWriter]);
+}

@@ -34,6 +34,7 @@ use everlog_table::catalog::{
 use everlog_table::scan;
 use everlog_table::snapshot::{LeaseMode, SnapshotSelector};
 use everlog_table::storage::Storage;
+use iceberg::spec::{MAIN_BRANCH, SnapshotReference, SnapshotRetention};
 use iceberg::{NamespaceIdent, TableIdent, TableRequirement, TableUpdate};
 use object_store::ObjectStore;
 use tokio::task::JoinSet;
@@ -98,6 +99,9 @@ pub type Rows = Vec<(i64, Vec<u8>)>;
 pub struct Gate {
     inner: Arc<MemoryCatalog>,
     pub is_closed: std::sync::atomic::AtomicBool,
+    clock: Arc<dyn Clock>,
+    /// How far the catalog's time is behind this machine's; none: it does not tell.
+    behind: std::sync::Mutex<Option<Duration>>,
     /// Tables whose commits are refused.
     without_commits: std::sync::Mutex<BTreeSet<String>>,
 }
@@ -122,6 +126,11 @@ impl Gate {
     pub fn open(&self) {
         self.is_closed
             .store(false, std::sync::atomic::Ordering::SeqCst);
+    }
+
+    /// The catalog's time is so far behind this machine's.
+    pub fn set_behind(&self, behind: Duration) {
+        *self.behind.lock().unwrap() = Some(behind);
     }
 
     /// Commits of these tables are refused from now on, and of no others.
@@ -180,6 +189,12 @@ impl Catalog for Gate {
 
     fn storage_for(&self, table: &LoadedTable) -> Result<Storage, CatalogError> {
         self.inner.storage_for(table)
+    }
+
+    fn server_time(&self) -> Option<Millis> {
+        let behind = *self.behind.lock().unwrap();
+        let ms = i64::try_from(behind?.as_millis()).unwrap();
+        Some(Millis(self.clock.now().0 - ms))
     }
 }
 
@@ -244,12 +259,14 @@ impl World {
             lens: Arc::new(Lens::new(log.clone())),
             log,
             store,
-            clock,
             gate: Arc::new(Gate {
                 inner: Arc::clone(&catalog),
                 is_closed: std::sync::atomic::AtomicBool::new(false),
+                clock: Arc::clone(&clock),
+                behind: std::sync::Mutex::default(),
                 without_commits: std::sync::Mutex::default(),
             }),
+            clock,
             catalog,
             seeds: std::sync::atomic::AtomicU64::new(1),
         }
@@ -353,6 +370,38 @@ impl World {
             None => Ledger::default(),
             Some(archive) => archive.state().await.unwrap().ledger,
         }
+    }
+
+    async fn table(&self, name: &str) -> LoadedTable {
+        let ident = TableIdent::from_strs(["lake", name]).unwrap();
+        self.catalog.load(&ident).await.unwrap().unwrap()
+    }
+
+    /// The table's oldest snapshot.
+    pub async fn first_snapshot(&self, name: &str) -> i64 {
+        let table = self.table(name).await;
+        let oldest = table
+            .metadata
+            .snapshots()
+            .min_by_key(|s| s.sequence_number());
+        oldest.unwrap().snapshot_id()
+    }
+
+    /// Sets main to a snapshot, as another engine would.
+    pub async fn roll_back(&self, name: &str, snapshot_id: i64) {
+        let table = self.table(name).await;
+        let update = TableUpdate::SetSnapshotRef {
+            ref_name: MAIN_BRANCH.to_owned(),
+            reference: SnapshotReference::new(
+                snapshot_id,
+                SnapshotRetention::branch(None, None, None),
+            ),
+        };
+        let reply = self
+            .catalog
+            .commit(&table, Vec::new(), vec![update], uuid::Uuid::from_u128(7))
+            .await;
+        assert!(matches!(reply, CommitReply::Committed(_)), "{reply:?}");
     }
 
     /// Every row of the table's files, by generation and partition, in file order.

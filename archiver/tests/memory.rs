@@ -1,5 +1,7 @@
 //! The archiver from end to end, on brokers and a catalog in memory: real tables, real files, real Parquet.
 
+#[path = "memory/disturbed.rs"]
+mod disturbed;
 mod support;
 
 use std::time::Duration;

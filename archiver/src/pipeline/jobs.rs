@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use everlog_common::{LogBounds, TopicName, TopicPartition};
+use everlog_common::{Identity, LogBounds, Partition, TopicName, TopicPartition};
 use everlog_kafka::{Isolation, Log, LogError, TopicConfig, TopicInfo};
 use everlog_table::archive::Archive;
 
+use super::caught_up::Seen;
 use super::commit::{self, Job, Report};
-use super::prepare::{self, Prepared};
+use super::prepare::{self, Answer};
 use super::topic::JobKind;
 use super::{Pipeline, Topic};
 use crate::error::one_line;
@@ -25,7 +26,7 @@ pub(super) enum Done {
         topic: TopicName,
         /// [`Topic::era_seen`] when it was asked.
         asked: u64,
-        result: Result<Box<Prepared>, prepare::Failure>,
+        answer: Answer,
     },
     Committed {
         topic: TopicName,
@@ -33,8 +34,8 @@ pub(super) enum Done {
         report: Box<Report>,
     },
     Discovered(Result<Discovered, LogError>),
-    Targets(Result<BTreeMap<TopicPartition, LogBounds>, LogError>),
-    Observed(Result<Observed, LogError>),
+    Targets(Result<Seen, LogError>),
+    Observed(Observed),
     Maintained,
 }
 
@@ -46,16 +47,23 @@ pub(super) struct Discovered {
 }
 
 /// A look at the logs.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Observed {
+    /// What was looked at.
+    pub(super) asked: Vec<TopicPartition>,
+    /// What answered.
     pub(super) bounds: BTreeMap<TopicPartition, LogBounds>,
     pub(super) configs: BTreeMap<TopicName, TopicConfig>,
+    /// Why some of it, or all, could not be asked.
+    pub(super) error: Option<LogError>,
 }
 
 impl Pipeline {
     pub(super) fn start_prepare(&mut self, name: &TopicName) {
         let now = self.now();
         let deps = self.deps();
+        let ends_of = self.caught_up.as_ref().and_then(|c| c.identity(name));
+        let ends_of = ends_of.cloned();
         let Some(topic) = self.topics.get_mut(name) else {
             return;
         };
@@ -64,17 +72,19 @@ impl Pipeline {
             topic: name.clone(),
             archive: topic.table.as_ref().map(|(archive, _)| archive.clone()),
             partitions: topic.wanted(now),
+            accept: self.accept,
+            ends_of,
             settings: Arc::clone(&self.settings),
             log: Arc::clone(&self.components.log),
             deps,
         };
         let (topic, asked) = (name.clone(), topic.era_seen);
         self.jobs.spawn(async move {
-            let result = prepare::prepare(request).await.map(Box::new);
+            let answer = prepare::prepare(request).await;
             Done::Prepared {
                 topic,
                 asked,
-                result,
+                answer,
             }
         });
     }
@@ -212,7 +222,7 @@ impl Pipeline {
         let log = Arc::clone(&self.components.log);
         let isolation = self.settings.isolation;
         self.jobs.spawn(async move {
-            Done::Observed(observe(log.as_ref(), &partitions, &stale, isolation).await)
+            Done::Observed(observe(log.as_ref(), partitions, &stale, isolation).await)
         });
     }
 
@@ -260,51 +270,73 @@ async fn discover(
     Ok(Discovered { cluster_id, topics })
 }
 
-async fn ends(
-    log: &dyn Log,
-    settings: &Settings,
-    isolation: Isolation,
-) -> Result<BTreeMap<TopicPartition, LogBounds>, LogError> {
+async fn ends(log: &dyn Log, settings: &Settings, isolation: Isolation) -> Result<Seen, LogError> {
     let by_name = settings.only_named().then(|| settings.named());
     let found = discover(log, settings, by_name).await?;
-    let all: Vec<TopicPartition> = found
+    let cluster_id = found.cluster_id;
+    let topics: BTreeMap<TopicName, (Identity, Vec<Partition>)> = found
         .topics
-        .iter()
-        .flat_map(|info| {
-            info.partitions
-                .iter()
-                .map(|p| TopicPartition::new(info.name.clone(), *p))
+        .into_iter()
+        .map(|info| {
+            let identity = Identity {
+                cluster_id: cluster_id.clone(),
+                topic_id: info.topic_id,
+            };
+            (info.name, (identity, info.partitions))
         })
         .collect();
-    if all.is_empty() {
-        return Ok(BTreeMap::new());
-    }
-    let bounds = log.bounds(&all, isolation).await?;
-    // an end that is not known has not been reached
-    match all.iter().find(|tp| !bounds.contains_key(tp)) {
-        None => Ok(bounds),
-        Some(missing) => Err(LogError::Unavailable {
-            what: format!("the end of {missing}"),
-            detail: "no broker answers for this partition: it has no leader, or its leader is away"
-                .to_owned(),
-        }),
-    }
+    let all: Vec<TopicPartition> = topics
+        .iter()
+        .flat_map(|(name, (_, partitions))| {
+            partitions
+                .iter()
+                .map(|p| TopicPartition::new(name.clone(), *p))
+        })
+        .collect();
+    let bounds = if all.is_empty() {
+        BTreeMap::new()
+    } else {
+        log.bounds(&all, isolation).await?
+    };
+    Ok(Seen { topics, bounds })
 }
 
+/// Looks at logs: all at once, and topic by topic where the brokers refuse that for a reason that may be one topic's.
 async fn observe(
     log: &dyn Log,
-    partitions: &[TopicPartition],
+    asked: Vec<TopicPartition>,
     stale: &[TopicName],
     isolation: Isolation,
-) -> Result<Observed, LogError> {
+) -> Observed {
     let mut observed = Observed {
-        bounds: BTreeMap::new(),
-        configs: BTreeMap::new(),
+        asked,
+        ..Observed::default()
     };
-    if partitions.is_empty() {
-        return Ok(observed);
+    if observed.asked.is_empty() {
+        return observed;
     }
-    observed.bounds = log.bounds(partitions, isolation).await?;
+    match log.bounds(&observed.asked, isolation).await {
+        Ok(bounds) => observed.bounds = bounds,
+        // no answer to one request is not made better by a hundred more
+        Err(error) if error.is_transient() => {
+            observed.error = Some(error);
+            return observed;
+        }
+        Err(_) => {
+            for of_topic in observed.asked.chunk_by(|a, b| a.topic == b.topic) {
+                match log.bounds(of_topic, isolation).await {
+                    Ok(bounds) => observed.bounds.extend(bounds),
+                    Err(error) => {
+                        let is_over = error.is_transient();
+                        observed.error = Some(error);
+                        if is_over {
+                            return observed;
+                        }
+                    }
+                }
+            }
+        }
+    }
     for topic in stale {
         // not everybody may read topic settings: the headroom is unknown then
         match log.topic_config(topic).await {
@@ -316,7 +348,7 @@ async fn observe(
             }
         }
     }
-    Ok(observed)
+    observed
 }
 
 /// One table after the other; a failure is told and never stops anything.

@@ -140,6 +140,8 @@ impl Archive {
             if plan.is_empty() || found.snapshot_id.is_none() {
                 return Ok(());
             }
+            // a clock that runs ahead would take leases and tags for over
+            self.check_clock(None).await?;
             let reply = self.swap_expiry(&table, &plan).await;
             match reply {
                 CommitReply::Committed(after) => {

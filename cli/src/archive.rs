@@ -9,7 +9,7 @@ use everlog_archiver::{
     Archiver, ArchiverError, Components, Maintenance, OnGap, Settings as ArchiverSettings,
     TopicPattern, http,
 };
-use everlog_table::maintain::{ExpirySettings, MaintenanceSettings};
+use everlog_table::maintain::{ExpirySettings, MaintenanceSettings, Removal};
 use everlog_table::schema::TableSettings;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -177,7 +177,11 @@ pub(crate) fn maintenance_settings(settings: &Settings) -> MaintenanceSettings {
             count_max: archive.snapshots_max,
             ..ExpirySettings::default()
         },
-        deletes: archive.delete_files,
+        removal: if archive.delete_files {
+            Removal::Delete
+        } else {
+            Removal::Off
+        },
         ..MaintenanceSettings::default()
     }
 }

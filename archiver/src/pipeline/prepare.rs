@@ -150,7 +150,7 @@ fn recorded_isolation(state: &TableState) -> Option<Isolation> {
 /// What the brokers say of themselves and of a topic.
 pub(crate) async fn identity_of(log: &dyn Log, topic: &TopicName) -> Result<Identity, Failure> {
     let mut described = log.describe(std::slice::from_ref(topic)).await?;
-    let info = described.remove(topic).ok_or(Failure::Gone)?;
+    let info = described.remove(topic).ok_or(Failure::Gone)??;
     Ok(Identity {
         cluster_id: log.cluster_id().await?,
         topic_id: info.topic_id,

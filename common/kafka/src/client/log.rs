@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use everlog_common::{LogBounds, Millis, Offset, Partition, TopicId, TopicName, TopicPartition};
+use tokio::sync::Semaphore;
 
 use super::classify;
 use super::ffi::admin::{Description, OffsetSpec, PendingOffsets};
@@ -26,6 +27,9 @@ const INTERNAL: &[&str] = &[
     "__cluster_metadata",
 ];
 
+/// So many questions about epochs run at once: each has a client of its own, with its threads and connections.
+const PROBES: usize = 4;
+
 /// What a broker says instead of an offset where there is no record as asked for. Other negative numbers are the client's.
 const NO_SUCH_RECORD: i64 = -1;
 
@@ -39,6 +43,7 @@ const MOCK_CLUSTER: &str = "mockCluster";
 #[derive(Debug)]
 pub struct KafkaLog {
     inner: Arc<Inner>,
+    probes: Semaphore,
 }
 
 #[derive(Debug)]
@@ -82,6 +87,7 @@ impl KafkaLog {
                 properties,
                 topic_ids: OnceLock::new(),
             }),
+            probes: Semaphore::new(PROBES),
         })
     }
 
@@ -535,6 +541,11 @@ impl Log for KafkaLog {
         partitions: &[(TopicPartition, i32)],
     ) -> Result<BTreeMap<TopicPartition, Option<Offset>>, LogError> {
         let partitions = partitions.to_vec();
+        let _permit = self
+            .probes
+            .acquire()
+            .await
+            .map_err(|e| LogError::Closed(e.to_string()))?;
         self.ask(move |inner| inner.epoch_ends(&partitions)).await
     }
 

@@ -133,6 +133,7 @@ pub(crate) struct Metrics {
     pub(crate) last_commit_timestamp_seconds: Family<TopicLabels, Seconds>,
     pub(crate) errors: Family<ErrorLabels, Counter>,
     pub(crate) memory_held_bytes: Gauge,
+    pub(crate) maintenance_held_back: Family<TopicLabels, Gauge>,
 }
 
 fn commit_seconds() -> Histogram {
@@ -168,6 +169,7 @@ impl Metrics {
             last_commit_timestamp_seconds: Family::default(),
             errors: Family::default(),
             memory_held_bytes: Gauge::default(),
+            maintenance_held_back: Family::default(),
         };
         metrics.register();
         metrics
@@ -201,6 +203,7 @@ impl Metrics {
             last_commit_timestamp_seconds: "Unix time of the last commit",
             errors: "Errors by kind: log, archive, write, reader, maintenance",
             memory_held_bytes: "Bytes of records held in memory, the client's queues included",
+            maintenance_held_back: "1 while maintenance finds a reason to leave files that nothing needs (its warning says which), else 0",
         }
     }
 
@@ -281,6 +284,7 @@ mod tests {
             .get_or_create(&ErrorLabels::new(Some(&topic), "archive"))
             .inc();
         metrics.memory_held_bytes.set(9);
+        metrics.maintenance_held_back.get_or_create(&labels).set(1);
         let text = metrics.encode();
         for line in [
             "everlog_build_info{version=\"1.2.3\"} 1",
@@ -301,6 +305,7 @@ mod tests {
             "everlog_archiver_last_commit_timestamp_seconds{topic=\"orders\"} 1.0",
             "everlog_archiver_errors_total{topic=\"orders\",kind=\"archive\"} 1",
             "everlog_archiver_memory_held_bytes 9",
+            "everlog_archiver_maintenance_held_back{topic=\"orders\"} 1",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }

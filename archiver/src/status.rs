@@ -278,6 +278,14 @@ impl StatusHandle {
             .inc();
     }
 
+    /// A round of maintenance ended, and left files that nothing needs, or did not.
+    pub(crate) fn maintained(&self, topic: &TopicName, held_back: bool) {
+        self.metrics()
+            .maintenance_held_back
+            .get_or_create(&TopicLabels::from(topic))
+            .set(i64::from(held_back));
+    }
+
     pub(crate) fn count_commit(&self, topic: &TopicName, outcome: &'static str) {
         self.metrics()
             .commits

@@ -831,6 +831,36 @@ async fn h23_p03_a_zombie_that_was_thrown_out_is_fenced() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn catching_up_waits_for_a_partition_that_nobody_leads() {
+    let world = World::new();
+    world.log.create_topic(&topic("t"), 3);
+    for n in 0..3 {
+        world.produce(&tp("t", n), 0..100);
+    }
+    // at the very start, when nothing is known of its end
+    world.log.lose_leader(&tp("t", 1));
+    let comes_back = async {
+        tokio::time::sleep(Duration::from_secs(100)).await;
+        world.log.regain_leader(&tp("t", 1));
+    };
+    let (done, ()) = tokio::join!(world.catch_up(&["t"]), comes_back);
+    assert_eq!(done.unwrap().rows, 300);
+    world.assert_equals_log("t", 3).await;
+    // and when the archive knows an epoch of it, which nobody confirms
+    for n in 0..3 {
+        world.produce(&tp("t", n), 100..150);
+    }
+    world.log.lose_leader(&tp("t", 2));
+    let comes_back = async {
+        tokio::time::sleep(Duration::from_secs(100)).await;
+        world.log.regain_leader(&tp("t", 2));
+    };
+    let (done, ()) = tokio::join!(world.catch_up(&["t"]), comes_back);
+    assert_eq!(done.unwrap().rows, 150);
+    world.assert_equals_log("t", 3).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_group_catches_up_together() {
     let world = World::new();
     world.log.create_topic(&topic("t"), 4);

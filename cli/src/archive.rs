@@ -9,7 +9,7 @@ use everlog_archiver::{
     Archiver, ArchiverError, Components, Maintenance, OnGap, Settings as ArchiverSettings,
     TopicPattern, http,
 };
-use everlog_table::maintain::{ExpirySettings, MaintenanceSettings};
+use everlog_table::maintain::{ExpirySettings, MaintenanceSettings, Removal};
 use everlog_table::schema::TableSettings;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -40,7 +40,7 @@ pub(crate) struct ArchiveArgs {
     ///
     /// For one run only: after a foreign change the archiver stops with 5 and names the snapshot. Look at what was changed
     /// first: a row that the other writer removed is gone from every replay.
-    #[arg(long, value_name = "SNAPSHOT")]
+    #[arg(long, value_name = "SNAPSHOT", value_parser = crate::replay::snapshot_id)]
     accept: Option<i64>,
 }
 
@@ -177,7 +177,11 @@ pub(crate) fn maintenance_settings(settings: &Settings) -> MaintenanceSettings {
             count_max: archive.snapshots_max,
             ..ExpirySettings::default()
         },
-        deletes: archive.delete_files,
+        removal: if archive.delete_files {
+            Removal::Delete
+        } else {
+            Removal::Off
+        },
         ..MaintenanceSettings::default()
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use everlog_common::TopicName;
 use everlog_table::archive::Archive;
-use everlog_table::maintain::{MaintenanceReport, MaintenanceSettings};
+use everlog_table::maintain::{MaintenanceReport, MaintenanceSettings, Removal};
 
 use crate::archive::maintenance_settings;
 use crate::components;
@@ -46,17 +46,20 @@ pub(crate) async fn run(args: &MaintainArgs, settings: &Settings) -> Result<(), 
             "nothing is archived in namespace {namespace}"
         )?;
     }
-    let maintenance = MaintenanceSettings {
+    let mut maintenance = MaintenanceSettings {
         // Asked for by hand: folders are searched now, however lately that was done.
         orphan_interval: Duration::ZERO,
         ..maintenance_settings(settings)
     };
+    if maintenance.removal == Removal::Off {
+        maintenance.removal = Removal::Count;
+    }
     let mut failed = Vec::new();
     for topic in &topics {
         let done = maintain(topic, &catalog, namespace, &maintenance).await;
         match done {
             Ok(report) => {
-                let line = describe(topic, &report, maintenance.deletes);
+                let line = describe(topic, &report, maintenance.removal == Removal::Delete);
                 let mut out = std::io::stdout().lock();
                 writeln!(out, "{line}")?;
                 out.flush()?;
@@ -126,6 +129,12 @@ fn describe(topic: &TopicName, report: &MaintenanceReport, deletes: bool) -> Str
         text::count(report.files_waiting as u64),
         text::bytes(report.bytes_waiting),
     );
+    if let Some(why) = report.held_back.as_ref().filter(|_| deletes) {
+        let _ = write!(line, "; held back: {why}");
+    }
+    if let Some(why) = &report.not_searched {
+        let _ = write!(line, "; not searched: {why}");
+    }
     line
 }
 
@@ -151,5 +160,13 @@ mod tests {
             "orders: 3 snapshots expired, 20 left, 1 lease past the deadline removed; 1 file (2.0 KiB) deleted, 5 (10 B) not old enough yet"
         );
         assert!(describe(&topic, &report, false).contains("delete_files is off"));
+        let held = MaintenanceReport {
+            held_back: Some("the table has gc.enabled=false".to_owned()),
+            not_searched: Some("s3://b/x is not below s3://b/t".to_owned()),
+            ..report
+        };
+        assert!(describe(&topic, &held, true).ends_with(
+            "; held back: the table has gc.enabled=false; not searched: s3://b/x is not below s3://b/t"
+        ));
     }
 }

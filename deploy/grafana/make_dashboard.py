@@ -41,6 +41,7 @@ GRAPHS = [
     ("Files per minute", "Few, large files are good.", "short", [(f"sum by (topic) (rate(everlog_archiver_files_written_total{T}[5m])) * 60", "{{topic}}")]),
     ("Errors per minute", "By kind; each was retried or stopped a partition.", "short", [("sum by (kind) (rate(everlog_archiver_errors_total[5m])) * 60", "{{kind}}")]),
     ("Memory held", "Records in memory, the Kafka client's queues included.", "bytes", [("everlog_archiver_memory_held_bytes", "{{instance}}")]),
+    ("Maintenance held back", "1 while maintenance leaves files that nothing needs; the archiver's warning says why.", "none", [(f"max by (topic) (everlog_archiver_maintenance_held_back{T})", "{{topic}}")]),
     ("Versions", "What runs.", "none", [("count by (version) (everlog_build_info)", "{{version}}")]),
 ]
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 use everlog_tests::broker::{Broker, PATIENCE};
 use everlog_tests::compare::{assert_same, count};
 use everlog_tests::engines;
-use everlog_tests::everlog::{Everlog, Setup, eventually};
-use everlog_tests::services::{Kafka, RestCatalog, S3};
+use everlog_tests::everlog::{Everlog, Setup, eventually, get};
+use everlog_tests::services::{Kafka, Postgres, RestCatalog, S3, free_ports};
 
 fn kafka() -> &'static Kafka {
     static KAFKA: OnceLock<Kafka> = OnceLock::new();
@@ -154,4 +154,185 @@ async fn s3_stalls_and_dies_under_the_archiver() {
     assert_eq!(archiver.stop(PATIENCE), Some(0));
     let replayed = everlog.replay(topic, &["--until", "snapshot"]);
     assert_same(&world.broker.dump(topic), &replayed, "after S3 faults");
+}
+
+#[tokio::test]
+async fn p08_two_archivers_on_a_postgres_catalog_that_is_killed_under_them() {
+    let (broker, topic) = (Broker::new(&kafka().bootstrap), "cloud.postgres");
+    broker.create(topic, 4, &[]).await;
+    let feed = broker.producer(&[]);
+    feed.fill(topic, 4, 0..500);
+    let postgres = Postgres::start();
+    let setup = Setup::new(&kafka().bootstrap, &[topic])
+        .archive("commit_interval = \"300ms\"")
+        .archive("group = \"cloud-postgres\"");
+    let one = Everlog::postgres(&setup, &postgres);
+    let two = one.beside(&setup);
+    // rivals for the table's creation, too
+    let archivers = [one.start(&["archive"], ""), two.start(&["archive"], "")];
+    eventually("the first commit", PATIENCE, || {
+        archived(&one, topic) == 500
+    });
+    let mut sent = 500_u64;
+    for round in 0..3 {
+        // in the middle of commits, and then while there is none to take them
+        feed.fill(topic, 4, sent..sent + 1_000);
+        std::thread::sleep(Duration::from_millis(100 + 150 * round));
+        postgres.kill();
+        feed.fill(topic, 4, sent + 1_000..sent + 1_500);
+        std::thread::sleep(Duration::from_secs(1));
+        postgres.restart();
+        sent += 1_500;
+        let target = usize::try_from(sent).expect("small");
+        eventually("commits after a restart", 2 * PATIENCE, || {
+            archived(&two, topic) == target
+        });
+    }
+    for archiver in archivers {
+        assert_eq!(archiver.stop(PATIENCE), Some(0));
+    }
+    let log = broker.dump(topic);
+    assert_eq!(count(&log) as u64, sent);
+    assert_same(
+        &log,
+        &one.replay(topic, &["--until", "snapshot"]),
+        "PostgreSQL",
+    );
+    two.ok(&["verify", topic]);
+    let reading = engines::read(&one, "pyiceberg", "cloud_postgres", None);
+    assert_eq!(
+        (reading.rows, reading.sha256),
+        engines::digest(&log),
+        "pyiceberg"
+    );
+}
+
+/// A catalog with everything that a hosted one has: OAuth2, vended credentials, a prefix, idempotency keys.
+fn hosted(s3: &S3) -> RestCatalog {
+    let options = [
+        "--credential",
+        "me:s3cret",
+        "--token-seconds",
+        "30",
+        "--vend",
+        "--idempotency",
+        "PT30M",
+        "--prefix",
+        "ware/house",
+    ];
+    RestCatalog::start_with(s3, &options)
+}
+
+/// A number among a server's counters; 0 where it has not counted that.
+fn counted(catalog: &RestCatalog, what: &str) -> u64 {
+    let stats: serde_json::Value = serde_json::from_str(&catalog.stats()).expect("JSON");
+    let counters = stats.as_object().expect("an object");
+    let named = counters.iter().filter(|(name, _)| name.starts_with(what));
+    named.filter_map(|(_, number)| number.as_u64()).sum()
+}
+
+#[tokio::test]
+async fn oauth2_vended_credentials_and_idempotency_keys_while_tokens_are_revoked() {
+    let (broker, topic) = (Broker::new(&kafka().bootstrap), "cloud.hosted");
+    broker.create(topic, 3, &[]).await;
+    let feed = broker.producer(&[]);
+    feed.fill(topic, 3, 0..500);
+    let s3 = S3::start();
+    let catalog = hosted(&s3);
+    let setup = Setup::new(&kafka().bootstrap, &[topic]).archive("commit_interval = \"300ms\"");
+    // whatever reaches the store is vended: no key is configured
+    let everlog = Everlog::rest_with(&setup, &catalog, &[("credential", "me:s3cret")]);
+    let archiver = everlog.start(&["archive"], "");
+    eventually("the first commit", PATIENCE, || {
+        archived(&everlog, topic) == 500
+    });
+    let mut sent = 500_u64;
+    for fault in ["", "mode=auth&count=1", "mode=after&count=1&status=503"] {
+        catalog.revoke();
+        if !fault.is_empty() {
+            catalog.fault(fault);
+        }
+        let issued = counted(&catalog, "token issued");
+        feed.fill(topic, 3, sent..sent + 500);
+        sent += 500;
+        let target = usize::try_from(sent).expect("small");
+        eventually("commits after tokens were revoked", PATIENCE, || {
+            archived(&everlog, topic) == target
+        });
+        assert!(counted(&catalog, "token issued") > issued);
+    }
+    assert!(
+        counted(&catalog, "idempotency key") >= 4,
+        "{}",
+        catalog.stats()
+    );
+    assert!(
+        counted(&catalog, "not authorized") >= 3,
+        "{}",
+        catalog.stats()
+    );
+    let log = archiver.log();
+    assert_eq!(archiver.stop(PATIENCE), Some(0));
+    assert!(
+        !log.contains("s3cret") && !log.contains("testsecret"),
+        "{log}"
+    );
+    assert_same(
+        &broker.dump(topic),
+        &everlog.replay(topic, &["--until", "snapshot"]),
+        "a hosted catalog",
+    );
+    everlog.ok(&["verify", topic]);
+    everlog.ok(&["maintain", topic]);
+}
+
+#[tokio::test]
+async fn d3_a_proxys_pages_under_load_stop_nothing() {
+    let (broker, topic) = (Broker::new(&kafka().bootstrap), "cloud.pages");
+    broker.create(topic, 2, &[]).await;
+    let feed = broker.producer(&[]);
+    feed.fill(topic, 2, 0..300);
+    let s3 = S3::start();
+    let catalog = hosted(&s3);
+    let port = free_ports(1);
+    let setup = Setup::new(&kafka().bootstrap, &[topic])
+        .archive("commit_interval = \"300ms\"")
+        .archive(&format!("http = \"127.0.0.1:{port}\""));
+    let everlog = Everlog::rest_with(&setup, &catalog, &[("credential", "me:s3cret")]);
+    let archiver = everlog.start(&["archive"], "");
+    eventually("the first commit", PATIENCE, || {
+        archived(&everlog, topic) == 300
+    });
+    let mut sent = 300_u64;
+    for fault in [
+        "mode=page&count=2&status=404",
+        "mode=page-after&count=1&status=404",
+        "mode=page&count=2&status=200",
+        "mode=page-after&count=1&status=200",
+        "mode=page&count=4&status=404&method=GET",
+        "mode=page&count=4&status=200&method=GET",
+        "mode=page&count=2&status=404&path=/v1/oauth/tokens",
+        "mode=page&count=2&status=200&path=/v1/oauth/tokens",
+    ] {
+        catalog.fault(fault);
+        if fault.contains("oauth") {
+            catalog.revoke();
+        }
+        feed.fill(topic, 2, sent..sent + 300);
+        sent += 300;
+        // counted by the archiver itself: a replay would meet the pages in its place
+        let done = format!("everlog_archiver_records_total{{topic=\"{topic}\"}} {sent}");
+        eventually(fault, PATIENCE, || {
+            get(port, "/metrics").is_some_and(|(_, metrics)| metrics.contains(&done))
+        });
+    }
+    catalog.fault("mode=");
+    assert_eq!(archiver.stop(PATIENCE), Some(0));
+    let log = broker.dump(topic);
+    assert_eq!(count(&log) as u64, sent);
+    assert_same(
+        &log,
+        &everlog.replay(topic, &["--until", "snapshot"]),
+        "after a proxy's pages",
+    );
 }

@@ -30,12 +30,15 @@ use everlog_table::archive::{
 use everlog_table::catalog::LoadedTable;
 use everlog_table::files::{EncodedFile, PartitionRows};
 use everlog_table::storage::StorageErrorKind;
-use everlog_table::writer::{FILE_BYTES_TARGET, WriteError, WriteRequest, write_files};
+use everlog_table::writer::{
+    FILE_BYTES_TARGET, SpareThreads, WriteError, WriteRequest, write_files,
+};
+use futures::{StreamExt as _, TryStreamExt as _};
 use tokio::sync::Semaphore;
 
 use super::prepare::{self, identity_of};
 use super::{DENIALS_MAX, MISSING};
-use crate::accumulator::{Cut, Unsound};
+use crate::accumulator::Cut;
 use crate::backoff::Backoff;
 use crate::error::{FailureKind, one_line};
 use crate::recovery::{self, Closing, CommitCheck, CommitFacts, Truncation};
@@ -44,6 +47,9 @@ use crate::status::StatusHandle;
 /// How often contradicting answers of the brokers are asked again before they are believed, and how often a partition
 /// that does not answer before the others go on without it.
 const LOOKS: u32 = 4;
+
+/// So many cuts are hashed at once.
+const SEALERS: usize = 2;
 
 /// Time between two such looks.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
@@ -64,6 +70,7 @@ pub(crate) struct Job {
     pub(crate) status: StatusHandle,
     /// Bounds how many tables encode at once.
     pub(crate) encoders: Arc<Semaphore>,
+    pub(crate) spare: SpareThreads,
 }
 
 /// What became of it.
@@ -404,26 +411,25 @@ impl Job {
         }
     }
 
-    /// Checks and hashes what was cut, on a thread that may be busy.
+    /// Checks and hashes what was cut, on threads that may be busy.
     async fn seal(&self) -> Result<BTreeMap<Partition, u64>, Stop> {
         let _permit = self.encoders.acquire().await;
-        let cuts = self.cuts.clone();
-        let sealed = tokio::task::spawn_blocking(move || {
-            cuts.iter()
-                .map(|cut| Ok((cut.partition(), cut.seal()?)))
-                .collect::<Result<BTreeMap<_, _>, Unsound>>()
-        });
-        match sealed.await {
-            Ok(Ok(hashes)) => Ok(hashes),
-            Ok(Err(unsound)) => Err(Stop::Failed(
-                FailureKind::Other,
-                format!("what was read is not what the reader said: {unsound}"),
-            )),
-            Err(_) => Err(Stop::Failed(
-                FailureKind::Other,
-                "hashing was stopped".to_owned(),
-            )),
-        }
+        let seal = |cut: &Cut| {
+            let cut = cut.clone();
+            tokio::task::spawn_blocking(move || cut.seal().map(|hash| (cut.partition(), hash)))
+        };
+        futures::stream::iter(self.cuts.iter().map(seal))
+            .buffer_unordered(SEALERS)
+            .map(|sealed| match sealed {
+                Ok(Ok(hash)) => Ok(hash),
+                Ok(Err(unsound)) => Err(format!(
+                    "what was read is not what the reader said: {unsound}"
+                )),
+                Err(_) => Err("hashing was stopped".to_owned()),
+            })
+            .map_err(|why| Stop::Failed(FailureKind::Other, why))
+            .try_collect()
+            .await
     }
 
     /// Writes files, however long the store is away. Others encode while this one waits for it.
@@ -445,6 +451,7 @@ impl Job {
                         archived_at,
                         rows: rows.clone(),
                         file_bytes_target: FILE_BYTES_TARGET,
+                        spare: self.spare.clone(),
                     };
                     match write_files(request, self.deps.ids.as_ref()).await {
                         Ok(files) => {

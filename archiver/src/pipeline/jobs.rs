@@ -130,6 +130,7 @@ impl Pipeline {
             deps,
             status: self.status.clone(),
             encoders: Arc::clone(&self.encoders),
+            spare: self.spare.clone(),
         };
         let topic = name.clone();
         self.jobs.spawn(async move {
@@ -358,14 +359,25 @@ async fn maintain(
 ) {
     for (topic, archive) in archives {
         match archive.maintain(&maintenance.settings).await {
-            Ok(report) => tracing::info!(
-                %topic,
-                snapshots_expired = report.snapshots_expired,
-                snapshots_left = report.snapshots_left,
-                files_deleted = report.files_deleted,
-                bytes_deleted = report.bytes_deleted,
-                "maintained"
-            ),
+            Ok(report) => {
+                tracing::info!(
+                    %topic,
+                    snapshots_expired = report.snapshots_expired,
+                    snapshots_left = report.snapshots_left,
+                    files_deleted = report.files_deleted,
+                    bytes_deleted = report.bytes_deleted,
+                    files_waiting = report.files_waiting,
+                    bytes_waiting = report.bytes_waiting,
+                    "maintained"
+                );
+                if let Some(reason) = &report.held_back {
+                    tracing::warn!(%topic, %reason, "files that nothing needs are not removed");
+                }
+                if let Some(reason) = &report.not_searched {
+                    tracing::info!(%topic, %reason, "a data folder is not searched for files that nothing needs");
+                }
+                status.maintained(&topic, report.held_back.is_some());
+            }
             Err(error) => {
                 status.count_error(Some(&topic), "maintenance");
                 tracing::warn!(%topic, reason = %one_line(&error), "maintenance failed");

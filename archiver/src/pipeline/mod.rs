@@ -31,6 +31,7 @@ use std::time::Duration;
 use everlog_common::{Gap, Offset, TopicName, TopicPartition};
 use everlog_kafka::{LogError, LogReader, Membership, ReaderOptions};
 use everlog_table::archive::ArchiveDeps;
+use everlog_table::writer::SpareThreads;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -86,12 +87,22 @@ const THROWN_OUT: &str =
 /// How many tables encode files at once.
 const ENCODERS: usize = 2;
 
+/// Threads that help those that encode, at most; each has a row group in memory.
+const SPARE_THREADS_MAX: usize = 3;
 /// How often something may be denied in a row before that is believed: credentials and access lists change one server
 /// at a time.
 const DENIALS_MAX: u32 = 8;
 
 /// So many fences in a row, for so long, and another writer is stronger.
 const FENCES_MAX: u32 = 20;
+
+/// One for each core beyond the first: the reader needs some of them, and takes it by being scheduled.
+fn spare_threads() -> usize {
+    std::thread::available_parallelism()
+        .map_or(1, usize::from)
+        .saturating_sub(1)
+        .clamp(1, SPARE_THREADS_MAX)
+}
 
 /// What the group asked and waits for. Answered in order.
 enum Question {
@@ -118,6 +129,7 @@ pub(crate) struct Pipeline {
     reader: Box<dyn LogReader>,
     budget: Budget,
     encoders: Arc<Semaphore>,
+    spare: SpareThreads,
     topics: BTreeMap<TopicName, Topic>,
     jobs: JoinSet<Done>,
     phase: Phase,
@@ -184,6 +196,7 @@ pub(crate) async fn run(
         reader,
         budget,
         encoders: Arc::new(Semaphore::new(ENCODERS)),
+        spare: SpareThreads::new(spare_threads()),
         topics: BTreeMap::new(),
         jobs: JoinSet::new(),
         phase: Phase::Running,

@@ -252,8 +252,8 @@ const CATALOG_NOTES: &str = "
 Names without a dot are checked; besides the ones above these are known: `prefix`, `token`, `credential`, `scope`, `audience`,
 `resource`, `oauth2-server-uri`. Object stores take Iceberg's names: `s3.endpoint`, `s3.region`, `s3.access-key-id`,
 `s3.secret-access-key`, `s3.session-token`, `s3.path-style-access`, `gcs.…`, `adls.…`. Credentials that a REST catalog vends win
-over these. Waiting is bounded by `everlog.catalog.request-timeout`, `everlog.storage.connect-timeout`,
-`everlog.storage.request-timeout`, `everlog.storage.retry-timeout` (durations) and `everlog.storage.max-retries`.
+over these. Waiting is bounded by `everlog.catalog.connect-timeout` (of `rest`), `everlog.catalog.request-timeout`,
+`everlog.storage.connect-timeout`, `everlog.storage.request-timeout`, `everlog.storage.retry-timeout` (durations) and `everlog.storage.max-retries`.
 ";
 
 /// The configuration in force as TOML: each value with its place, secrets replaced.

@@ -51,6 +51,15 @@ pub trait World: Send + Sync {
     async fn delete_records(&self, tp: &TopicPartition, before: i64);
 }
 
+/// A world of several brokers that can be taken away.
+#[async_trait]
+pub trait Brokers: World {
+    /// Takes away who leads a partition; nobody takes over. Other partitions of its topic go on.
+    async fn lose_leader(&self, tp: &TopicPartition);
+    /// Brings everybody back.
+    async fn regain_leaders(&self);
+}
+
 /// One test per case, on the world that `$world` makes.
 #[macro_export]
 macro_rules! conformance_tests {
@@ -846,6 +855,81 @@ pub async fn bounds_and_times_are_answered_for_what_exists(world: &dyn World) {
         Err(crate::LogError::UnknownTopic(t)) if t == absent.as_str()
     ));
     assert!(log.cluster_id().await.expect("cluster id").is_some());
+}
+
+/// A partition that nobody leads is described, and that is all that is known of it: what is asked of it is not answered, which
+/// is neither an error of the others nor a statement. The others are read on; it comes back as it was.
+pub async fn a_partition_without_a_leader_is_not_known_and_the_others_are(world: &dyn Brokers) {
+    let name = topic(world, 3).await;
+    let tps: Vec<_> = (0..3).map(|n| partition(&name, n)).collect();
+    for tp in &tps {
+        world.produce(tp, numbered(0, 20)).await;
+    }
+    let log = world.log();
+    let starts: Vec<_> = tps.iter().map(|tp| (tp.clone(), at(0))).collect();
+    let mut reading = Reading::alone(log, Isolation::ReadCommitted, &starts).await;
+    for tp in &tps {
+        reading.until_position(tp, 20).await;
+    }
+    world.lose_leader(&tps[0]).await;
+
+    // who was connected to it hears of that first
+    let began = Instant::now();
+    let bounds = loop {
+        match log.bounds(&tps, Isolation::ReadCommitted).await {
+            Ok(bounds) => break bounds,
+            Err(error) => assert!(error.is_transient(), "{error}"),
+        }
+        assert!(began.elapsed() < PATIENCE, "the brokers do not answer");
+    };
+    assert_eq!(bounds.keys().collect::<Vec<_>>(), vec![&tps[1], &tps[2]]);
+    assert!(bounds.values().all(|b| b.end.get() == 20), "{bounds:?}");
+    let asked: Vec<_> = tps.iter().map(|tp| (tp.clone(), 0)).collect();
+    let ends = log.epoch_ends(&asked).await.expect("epoch ends");
+    assert_eq!(ends.keys().collect::<Vec<_>>(), vec![&tps[1], &tps[2]]);
+    assert!(
+        ends.values().all(|end| end.map(Offset::get) == Some(20)),
+        "{ends:?}"
+    );
+    // it is still there, and by itself as little known
+    let described = log
+        .describe(std::slice::from_ref(&name))
+        .await
+        .expect("describe");
+    assert_eq!(described[&name].partitions.len(), 3);
+    let alone = log
+        .bounds(&tps[..1], Isolation::ReadUncommitted)
+        .await
+        .expect("bounds");
+    assert!(alone.is_empty(), "{alone:?}");
+    let alone = log.epoch_ends(&asked[..1]).await.expect("epoch ends");
+    assert!(alone.is_empty(), "{alone:?}");
+    // "no such record" would be a statement
+    let refused = log.offsets_at(&tps, Millis(0)).await.unwrap_err();
+    assert!(refused.is_transient(), "{refused}");
+    for tp in &tps[1..] {
+        world.produce(tp, numbered(20, 25)).await;
+        reading.until_position(tp, 25).await;
+    }
+
+    world.regain_leaders().await;
+    let began = Instant::now();
+    loop {
+        let answer = log.bounds(&tps, Isolation::ReadCommitted).await;
+        if let Some(back) = answer.ok().and_then(|b| b.get(&tps[0]).copied()) {
+            assert_eq!((back.log_start.get(), back.end.get()), (0, 20));
+            break;
+        }
+        assert!(began.elapsed() < PATIENCE, "it does not come back");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    world.produce(&tps[0], numbered(20, 25)).await;
+    reading.until_position(&tps[0], 25).await;
+    for tp in &tps {
+        assert_eq!(reading.values(tp), strings(0..25));
+    }
+    assert!(reading.faults.is_empty(), "{:?}", reading.faults);
+    reading.close().await;
 }
 
 /// The name stays, the id does not.

@@ -110,9 +110,10 @@ pub struct TopicInfo {
 /// The settings of a topic that everlog looks at.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TopicConfig {
-    /// `retention.ms`; none when unlimited or unknown.
+    /// `retention.ms`; none when unlimited or unknown, and where `cleanup.policy` does not contain `delete`: then nothing
+    /// is deleted by age or size.
     pub retention: Option<Duration>,
-    /// `retention.bytes` per partition; none when unlimited or unknown.
+    /// `retention.bytes` per partition; none as with `retention`.
     pub retention_bytes: Option<u64>,
     /// Whether `cleanup.policy` contains `compact`.
     pub compacted: bool,
@@ -142,8 +143,12 @@ pub trait Log: Send + Sync + Debug {
         topics: &[TopicName],
     ) -> Result<BTreeMap<TopicName, TopicInfo>, LogError>;
 
-    /// Log start, end under `isolation`, and high watermark. A partition that does not exist is absent. Batched: one
-    /// round of requests whatever the number of partitions.
+    /// Log start, end under `isolation`, and high watermark. Batched: one round of requests whatever the number of
+    /// partitions, and one partition's trouble is not the others'.
+    ///
+    /// Absent is a partition that does not exist, and one that was not answered: without a leader, or whose leader is away.
+    /// So absent says that nothing is known now, and never that the partition is empty, or gone ([`Log::describe`] tells
+    /// that). An error means that nothing is known of any of them.
     async fn bounds(
         &self,
         partitions: &[TopicPartition],
@@ -151,7 +156,7 @@ pub trait Log: Send + Sync + Debug {
     ) -> Result<BTreeMap<TopicPartition, LogBounds>, LogError>;
 
     /// Per partition the first offset whose timestamp is at or after `at` by the broker's time index; absent where
-    /// there is none. (The broker's answer may lie before the first *visible* such record: callers filter.)
+    /// there is none. A partition that exists and is not answered is an error, since absent would say "none". (The broker's answer may lie before the first *visible* such record: callers filter.)
     async fn offsets_at(
         &self,
         partitions: &[TopicPartition],
@@ -159,7 +164,8 @@ pub trait Log: Send + Sync + Debug {
     ) -> Result<BTreeMap<TopicPartition, OffsetAtTime>, LogError>;
 
     /// Where the log of `leader_epoch` ended, per partition: below the ledger's `next` means truncated (H10, P12).
-    /// Partitions whose epoch the broker does not know are answered with none.
+    /// Partitions whose epoch the broker does not know are answered with none. Absent, as with [`Log::bounds`], is what does
+    /// not exist or was not answered: that is not the same as an epoch that is not known.
     async fn epoch_ends(
         &self,
         partitions: &[(TopicPartition, i32)],

@@ -7,10 +7,35 @@
 use everlog_common::{EventColumns, Generation, Offset, OffsetRange, Partition};
 use iceberg::spec::{
     DataContentType, DataFile, DataFileFormat, Datum, ManifestEntry, PrimitiveLiteral,
+    TableMetadata,
 };
 
 use crate::scan::ScanError;
 use crate::schema::{Column, ColumnMap};
+
+/// Where a table's data files go, without a slash at the end.
+pub(crate) fn data_folder(metadata: &TableMetadata) -> String {
+    let properties = metadata.properties();
+    let configured = properties
+        .get("write.data.path")
+        .or_else(|| properties.get("write.folder-storage.path"));
+    match configured {
+        Some(path) => path.trim_end_matches('/').to_owned(),
+        None => format!("{}/data", metadata.location().trim_end_matches('/')),
+    }
+}
+
+/// Whether a name is that of a file of a kind that tables consist of.
+pub(crate) fn is_table_file(uri: &str) -> bool {
+    const KINDS: [&str; 5] = [".parquet", ".avro", ".orc", ".stats", ".puffin"];
+    is_metadata_file(uri) || KINDS.iter().any(|kind| uri.ends_with(kind))
+}
+
+/// Whether a name is that of a table's metadata.
+pub(crate) fn is_metadata_file(uri: &str) -> bool {
+    const KINDS: [&str; 3] = [".metadata.json", ".metadata.json.gz", ".gz.metadata.json"];
+    KINDS.iter().any(|kind| uri.ends_with(kind))
+}
 
 /// Which offsets of one partition a file covers, and with how many rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! Keeping a table small: expiry of snapshots, and removal of files that nothing needs any more.
 
 //! ```text
-//!   expire:  load ─► plan ─► one swap (or along with a commit)      metadata only
+//!   expire:  load ─► plan ─► one swap (or along with a commit, where the catalog takes it on that very state only)
 //!   remove:  load ─► what is needed ─► list ─► load again ─► delete
 //! ```
 //!
@@ -15,6 +15,9 @@
 //! - G3 Nothing goes while a commit of this process is open (P7), nor if the listing does not show what the table is known
 //!   to need: then names are written in two ways, and everything would look unneeded.
 //! - G4 Time is the object store's: a clock of ours that runs ahead makes nothing old.
+//! - G5 Nothing goes where another table's metadata is found, nor where no file of the table's own is shown: two catalogs
+//!   on one warehouse, or a table that was dropped and made anew, may have put two tables into one folder. Data folders
+//!   are searched below the table's own location only.
 
 use std::time::Duration;
 
@@ -22,7 +25,7 @@ use iceberg::TableRequirement;
 use iceberg::spec::MAIN_BRANCH;
 
 use crate::archive::{Archive, ArchiveError};
-use crate::catalog::{CatalogErrorKind, CommitReply, LoadedTable};
+use crate::catalog::{CatalogError, CatalogErrorKind, CommitReply, LoadedTable, commit_key};
 
 pub(crate) mod plan;
 mod remove;
@@ -59,13 +62,24 @@ impl Default for ExpirySettings {
     }
 }
 
+/// What becomes of files that nothing needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Removal {
+    /// They stay, and nobody looks for them: snapshots expire, which costs no listing.
+    Off,
+    /// They are counted and stay.
+    Count,
+    /// They are deleted.
+    Delete,
+}
+
 /// What maintenance does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MaintenanceSettings {
     /// Which snapshots expire.
     pub expiry: ExpirySettings,
-    /// Whether files are deleted at all. Off: expiry only, and a count of what would be deleted.
-    pub deletes: bool,
+    /// What becomes of files that nothing needs.
+    pub removal: Removal,
     /// How long after its expiry the files of a snapshot stay (at least an hour).
     pub expired_grace: Duration,
     /// How old a file must be that no snapshot needs (at least 24 hours).
@@ -78,7 +92,7 @@ impl Default for MaintenanceSettings {
     fn default() -> Self {
         Self {
             expiry: ExpirySettings::default(),
-            deletes: true,
+            removal: Removal::Delete,
             expired_grace: Duration::from_hours(1),
             orphan_age: Duration::from_hours(24),
             orphan_interval: Duration::from_hours(24),
@@ -95,7 +109,7 @@ pub struct MaintenanceReport {
     pub leases_removed: usize,
     /// Snapshots left.
     pub snapshots_left: usize,
-    /// Files that nothing needs and that are old enough: deleted, or counted only where `deletes` is off.
+    /// Files that nothing needs and that are old enough: deleted, or counted only with [`Removal::Count`].
     pub files_deleted: usize,
     /// Their bytes.
     pub bytes_deleted: u64,
@@ -105,8 +119,21 @@ pub struct MaintenanceReport {
     pub bytes_waiting: u64,
     /// Whether data folders were searched too, not only metadata.
     pub data_searched: bool,
-    /// Why nothing was deleted, where that is so.
+    /// Why nothing was deleted, or nothing of some folder, where that is so.
     pub held_back: Option<String>,
+    /// Which data folder is never searched, and why, where that is so.
+    pub not_searched: Option<String>,
+}
+
+/// What one attempt to expire came to.
+#[derive(Debug)]
+pub(crate) enum Expired {
+    /// There was nothing to do.
+    Nothing,
+    /// Something expired; there may be more.
+    Some,
+    /// Not applied, or not known to be: for a competing commit, or for this.
+    Missed(Option<CatalogError>),
 }
 
 impl Archive {
@@ -119,7 +146,9 @@ impl Archive {
     ) -> Result<MaintenanceReport, ArchiveError> {
         let mut report = MaintenanceReport::default();
         self.expire(&settings.expiry, &mut report).await?;
-        self.remove_files(settings, &mut report).await?;
+        if settings.removal != Removal::Off {
+            self.remove_files(settings, &mut report).await?;
+        }
         Ok(report)
     }
 
@@ -130,48 +159,64 @@ impl Archive {
     ) -> Result<(), ArchiveError> {
         let mut conflicts = 0;
         for _ in 0..SWAPS_MAX {
-            let table = self.load().await?;
-            report.snapshots_left = table.metadata.snapshots().len();
-            // Where main is not ours any more, an operator decides first; history is evidence until then.
-            let found = self.find(&table, None).await?;
-            let refs = self.refs(&table.metadata)?;
-            let now = self.deps().clock.now();
-            let plan = plan_expiry(&table.metadata, &refs, now, settings);
-            if plan.is_empty() || found.snapshot_id.is_none() {
-                return Ok(());
-            }
-            // a clock that runs ahead would take leases and tags for over
-            self.check_clock(None).await?;
-            let reply = self.swap_expiry(&table, &plan).await;
-            match reply {
-                CommitReply::Committed(after) => {
-                    report.snapshots_expired += plan.snapshots.len();
-                    report.leases_removed += plan
-                        .tags
-                        .iter()
-                        .filter(|tag| crate::lease::deadline_of(tag).is_some())
-                        .count();
-                    report.snapshots_left = after.metadata.snapshots().len();
-                    conflicts = 0;
-                    continue;
-                }
-                // What an unknown outcome did is seen by the next read: expiry has nothing that could be done twice.
-                CommitReply::Conflict | CommitReply::Unknown(_) => {}
-                CommitReply::Refused(error) if error.kind() == CatalogErrorKind::Transient => {}
-                CommitReply::Refused(error) => {
-                    return Err(self.catalog_error("cannot expire snapshots", error));
+            match self.expire_once(settings, report).await? {
+                Expired::Nothing => return Ok(()),
+                Expired::Some => conflicts = 0,
+                Expired::Missed(why) => {
+                    conflicts += 1;
+                    if conflicts >= ATTEMPTS_MAX {
+                        return Err(ArchiveError::Contended {
+                            table: self.table().to_string(),
+                            attempts: conflicts,
+                            last: why,
+                        });
+                    }
+                    self.back_off(conflicts).await;
                 }
             }
-            conflicts += 1;
-            if conflicts >= ATTEMPTS_MAX {
-                return Err(ArchiveError::Contended {
-                    table: self.table().to_string(),
-                    attempts: conflicts,
-                });
-            }
-            self.back_off(conflicts).await;
         }
         Ok(())
+    }
+
+    /// One swap, on a state that was read right before.
+    pub(crate) async fn expire_once(
+        &self,
+        settings: &ExpirySettings,
+        report: &mut MaintenanceReport,
+    ) -> Result<Expired, ArchiveError> {
+        let table = self.load().await?;
+        report.snapshots_left = table.metadata.snapshots().len();
+        // Where main is not ours any more, an operator decides first; history is evidence until then.
+        let found = self.find(&table, None).await?;
+        let refs = self.refs(&table.metadata)?;
+        let now = self.deps().clock.now();
+        let plan = plan_expiry(&table.metadata, &refs, now, settings);
+        if plan.is_empty() || found.snapshot_id.is_none() {
+            return Ok(Expired::Nothing);
+        }
+        // a clock that runs ahead would take leases and tags for over
+        self.check_clock(None).await?;
+        match self.swap_expiry(&table, &plan).await {
+            CommitReply::Committed(after) => {
+                report.snapshots_expired += plan.snapshots.len();
+                report.leases_removed += plan
+                    .tags
+                    .iter()
+                    .filter(|tag| crate::lease::deadline_of(tag).is_some())
+                    .count();
+                report.snapshots_left = after.metadata.snapshots().len();
+                Ok(Expired::Some)
+            }
+            CommitReply::Conflict => Ok(Expired::Missed(None)),
+            // What an unknown outcome did is seen by the next read: expiry has nothing that could be done twice.
+            CommitReply::Unknown(error) => Ok(Expired::Missed(Some(error))),
+            CommitReply::Refused(error) if error.kind() == CatalogErrorKind::Transient => {
+                Ok(Expired::Missed(Some(error)))
+            }
+            CommitReply::Refused(error) => {
+                Err(self.catalog_error("cannot expire snapshots", error))
+            }
+        }
     }
 
     async fn swap_expiry(&self, table: &LoadedTable, plan: &ExpiryPlan) -> CommitReply {
@@ -185,7 +230,7 @@ impl Archive {
             },
         ];
         requirements.extend(plan.requirements());
-        let key = self.deps().ids.uuid();
+        let key = commit_key(&*self.deps().ids, self.deps().clock.now());
         self.deps()
             .catalog
             .commit(table, requirements, plan.updates(), key)

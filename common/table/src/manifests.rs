@@ -138,9 +138,7 @@ pub async fn read_list(
         .map_err(|source| ManifestError::storage(uri, "read", source))?;
     let size = bytes.len();
     let parse = move || ManifestList::parse_with_version(&bytes, version);
-    let list = blocking(size, parse)
-        .await
-        .map_err(|source| ManifestError::unreadable(uri, source))?;
+    let list = parsed(uri, size, parse).await?;
     Ok(list.consume_entries().into_iter().collect())
 }
 
@@ -171,9 +169,7 @@ pub async fn read_manifest(
         ));
     }
     let size = bytes.len();
-    let manifest = blocking(size, move || Manifest::parse_avro(&bytes))
-        .await
-        .map_err(|source| ManifestError::unreadable(uri, source))?;
+    let manifest = parsed(uri, size, move || Manifest::parse_avro(&bytes)).await?;
     let (entries, _) = manifest.into_parts();
     Ok(entries
         .into_iter()
@@ -214,8 +210,12 @@ pub fn totals(list: &[ManifestFile]) -> Option<Totals> {
         if file.content != ManifestContentType::Data {
             continue;
         }
-        totals.files += u64::from(file.added_files_count?) + u64::from(file.existing_files_count?);
-        totals.rows += file.added_rows_count? + file.existing_rows_count?;
+        let files = u64::from(file.added_files_count?) + u64::from(file.existing_files_count?);
+        // Of counts that cannot be right, a sum that stays at the top is as wrong as they are.
+        totals.files = totals.files.saturating_add(files);
+        for rows in [file.added_rows_count?, file.existing_rows_count?] {
+            totals.rows = totals.rows.saturating_add(rows);
+        }
     }
     Some(totals)
 }
@@ -233,8 +233,9 @@ pub async fn count(storage: &Storage, list: &[ManifestFile]) -> Result<Totals, M
         for entry in read_manifest(storage, file).await? {
             if entry.is_alive() {
                 counted.files += 1;
-                counted.rows += entry.record_count();
-                counted.bytes = counted.bytes.map(|b| b + entry.file_size_in_bytes());
+                counted.rows = counted.rows.saturating_add(entry.record_count());
+                let size = entry.file_size_in_bytes();
+                counted.bytes = counted.bytes.map(|b| b.saturating_add(size));
             }
         }
     }
@@ -366,9 +367,12 @@ impl Target<'_> {
         }
         let expected: u64 = manifests
             .iter()
-            .map(|m| m.added_rows_count.unwrap_or(0) + m.existing_rows_count.unwrap_or(0))
-            .sum();
-        let found: u64 = live.iter().map(ManifestEntry::record_count).sum();
+            .flat_map(|m| [m.added_rows_count, m.existing_rows_count])
+            .fold(0, |sum, rows| sum.saturating_add(rows.unwrap_or(0)));
+        let found = live
+            .iter()
+            .map(ManifestEntry::record_count)
+            .fold(0, u64::saturating_add);
         if expected != found {
             return Err(ManifestError::corrupt(
                 uri,
@@ -475,6 +479,24 @@ async fn code_manifest(
         })
     };
     blocking(entries.saturating_mul(ENTRY_BYTES), code).await
+}
+
+/// Runs a parser over bytes that anybody may have written: that it panics on some is no reason to end, but damage.
+async fn parsed<T: Send + 'static>(
+    uri: &str,
+    bytes: usize,
+    parse: impl FnOnce() -> iceberg::Result<T> + Send + 'static,
+) -> Result<T, ManifestError> {
+    // Whatever a panic leaves half done is dropped with it: the parser owns all that it touches.
+    let guarded = move || std::panic::catch_unwind(std::panic::AssertUnwindSafe(parse));
+    match blocking(bytes, guarded).await {
+        Ok(Ok(parsed)) => Ok(parsed),
+        Ok(Err(source)) => Err(ManifestError::unreadable(uri, source)),
+        Err(_) => Err(ManifestError::corrupt(
+            uri,
+            "not readable as an Iceberg manifest: its parser met what it does not expect",
+        )),
+    }
 }
 
 /// Runs what may take long for an async task on a thread of its own.

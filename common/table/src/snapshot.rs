@@ -8,7 +8,7 @@ use futures::{StreamExt, TryStreamExt};
 use iceberg::spec::{ManifestContentType, ManifestEntry, ManifestFile, TableMetadata};
 
 use crate::archive::{Archive, ArchiveError, ArchiveErrorKind};
-use crate::catalog::{CatalogErrorKind, CommitReply, LoadedTable};
+use crate::catalog::{CatalogErrorKind, CommitReply, LoadedTable, commit_key};
 use crate::files::{FileBounds, PlannedFile};
 use crate::lease::{self, LeaseSwap};
 use crate::manifests;
@@ -242,6 +242,7 @@ impl Archive {
             ArchiveError::Contended {
                 table: self.table().to_string(),
                 attempts: LEASE_ATTEMPTS,
+                last: None,
             }
         })))
     }
@@ -375,7 +376,7 @@ impl Archive {
             requirements,
             updates,
         } = swap;
-        let key = self.deps().ids.uuid();
+        let key = commit_key(&*self.deps().ids, self.deps().clock.now());
         let reply = self
             .deps()
             .catalog
@@ -611,6 +612,7 @@ impl PinnedSnapshot {
             ArchiveError::Contended {
                 table: archive.table().to_string(),
                 attempts: LEASE_ATTEMPTS,
+                last: None,
             }
         })))
     }
@@ -674,7 +676,10 @@ fn check_plan(ledger: &Ledger, files: &[PlannedFile]) -> Result<(), String> {
             file.path
         ));
     }
-    let rows: u64 = files.iter().map(|file| file.rows).sum();
+    // Of counts that cannot be right, a sum that stays at the top is as wrong as they are.
+    let rows = files
+        .iter()
+        .fold(0_u64, |sum, file| sum.saturating_add(file.rows));
     if rows != ledger.rows() {
         return Err(format!(
             "its files have {rows} rows, its ledger counts {}",

@@ -47,7 +47,8 @@ pub(crate) use settings::parse_duration;
 pub use upload::Upload;
 
 use clients::ClientKey;
-use location::Location;
+use credentials::Vended;
+use location::{Location, Scheme};
 use settings::StorageSettings;
 
 /// One stored object, as a listing shows it.
@@ -59,6 +60,13 @@ pub struct StoredObject {
     pub size: u64,
     /// When it was written, by the store's clock.
     pub last_modified: Millis,
+}
+
+/// What was removed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Removed {
+    pub(crate) files: usize,
+    pub(crate) bytes: u64,
 }
 
 /// An object store addressed by full URIs. Clones share clients and connections.
@@ -88,7 +96,7 @@ enum Backend {
     /// Clients are made on first use, one per bucket.
     Configured {
         properties: BTreeMap<String, String>,
-        credentials: Option<Arc<dyn CredentialSource>>,
+        credentials: Option<Vended>,
         clients: Mutex<BTreeMap<ClientKey, Arc<dyn ObjectStore>>>,
     },
     /// Every URI goes to this store; the authority is the first part of the key.
@@ -112,12 +120,13 @@ impl Storage {
         Self::configured(properties, None)
     }
 
-    /// Like [`Self::from_properties`], for credentials that expire: `credentials` is asked for new ones before they do.
+    /// Like [`Self::from_properties`], for credentials that expire, and were vended just now: `credentials` is asked for
+    /// new ones before they do.
     pub fn with_credentials(
         properties: &BTreeMap<String, String>,
         credentials: Arc<dyn CredentialSource>,
     ) -> Result<Self, StorageError> {
-        Self::configured(properties, Some(credentials))
+        Self::configured(properties, Some(Vended::now(credentials)))
     }
 
     /// A storage in which every URI, of any scheme, lives in `store`.
@@ -133,7 +142,7 @@ impl Storage {
 
     fn configured(
         properties: &BTreeMap<String, String>,
-        credentials: Option<Arc<dyn CredentialSource>>,
+        credentials: Option<Vended>,
     ) -> Result<Self, StorageError> {
         let inner = Inner {
             settings: StorageSettings::parse(properties)?,
@@ -241,6 +250,22 @@ impl Storage {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(source) => Err(StorageError::from_store(uri, "delete", source)),
         }
+    }
+
+    /// Removes what local writes that were cut off left beside their names (`NAME#1`) before a time; listings do not show
+    /// it. Other stores have no such files: what an upload leaves there is the bucket's to remove.
+    pub(crate) async fn remove_staged(
+        &self,
+        prefix: &str,
+        before: Millis,
+    ) -> Result<Removed, StorageError> {
+        let (_, location) = self.open_prefix(prefix)?;
+        if location.scheme != Scheme::File {
+            return Ok(Removed::default());
+        }
+        durable::remove_staged(&location.key, before)
+            .await
+            .map_err(|source| StorageError::from_store(prefix, "remove leftovers below", source))
     }
 
     /// Every object below a prefix, which ends at a `/` whether it is written or not. Nothing there is an empty list.

@@ -18,7 +18,7 @@ use crate::files::{EncodedFile, PartitionRows, PlannedFile};
 use crate::scan::{DecodedRun, ScanError, read_footer, read_row_group};
 use crate::schema::{ColumnMap, TableSettings, new_table};
 use crate::storage::Storage;
-use crate::writer::{WriteError, WriteRequest, write_files};
+use crate::writer::{SpareThreads, WriteError, WriteRequest, write_files};
 
 pub(crate) const ARCHIVED_AT: Millis = Millis(1_700_000_000_123);
 
@@ -109,6 +109,23 @@ pub(crate) async fn write(
     rows: Vec<PartitionRows>,
     file_bytes_target: u64,
 ) -> Result<Vec<EncodedFile>, WriteError> {
+    write_with(
+        table,
+        storage,
+        rows,
+        file_bytes_target,
+        SpareThreads::new(1),
+    )
+    .await
+}
+
+pub(crate) async fn write_with(
+    table: &LoadedTable,
+    storage: &Storage,
+    rows: Vec<PartitionRows>,
+    file_bytes_target: u64,
+    spare: SpareThreads,
+) -> Result<Vec<EncodedFile>, WriteError> {
     let request = WriteRequest {
         table,
         storage: storage.clone(),
@@ -116,6 +133,7 @@ pub(crate) async fn write(
         archived_at: ARCHIVED_AT,
         rows,
         file_bytes_target,
+        spare,
     };
     write_files(request, &SeededIds::new(1)).await
 }

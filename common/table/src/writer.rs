@@ -9,16 +9,20 @@
 //! - Rows are in order of (generation, partition, offset), over all files of one table partition.
 //! - A row group ends at a partition's border, or lies within one partition. Quiet partitions share row groups and
 //!   files: of one table partition there are at most ⌈bytes / target⌉ + 1 files.
-//! - In memory are at most one encoded row group, twice for a moment, and a few pieces and parts on their way.
+//! - In memory are at most one encoded row group for each thread that encodes, twice for a moment, and a few pieces and parts
+//!   on their way.
 //! - A file is complete or invisible. No stored object is ever removed.
 
 mod check;
 mod data_file;
 mod encode;
+mod metrics;
 mod pages;
 mod plan;
+mod row_group;
 mod settings;
 mod sink;
+mod threads;
 
 use everlog_common::{Ids, Millis, TopicName};
 use iceberg::spec::TableMetadata;
@@ -31,6 +35,8 @@ use crate::storage::{Storage, StorageError, StorageErrorKind, Upload};
 use data_file::TablePartition;
 use encode::{EncodeError, FinishedFile, Job};
 use sink::{PIECES_IN_FLIGHT, Piece};
+
+pub use threads::SpareThreads;
 
 /// One file shall have so many bytes, unless configured.
 pub const FILE_BYTES_TARGET: u64 = 32 << 20;
@@ -50,6 +56,8 @@ pub struct WriteRequest<'a> {
     pub rows: Vec<PartitionRows>,
     /// A file ends with the row group that brings it to so many bytes.
     pub file_bytes_target: u64,
+    /// Threads that may help to encode.
+    pub spare: SpareThreads,
 }
 
 /// Why rows could not be stored. Nothing of the commit is in the table; what was stored is left to orphan removal.
@@ -164,6 +172,7 @@ pub async fn write_files(
         compression,
         file_bytes_target: request.file_bytes_target,
         groups,
+        spare: request.spare.clone(),
     };
     let (sender, receiver) = mpsc::channel(PIECES_IN_FLIGHT);
     let encoder = tokio::task::spawn_blocking(move || encode::run(&job, &sender));

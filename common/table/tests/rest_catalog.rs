@@ -376,6 +376,47 @@ async fn a_server_that_is_gone_refuses_and_one_that_hangs_is_unknown() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn d3_a_proxys_page_passes_and_leaves_a_commit_open() {
+    let (service, _warehouse, properties) = local(&[]);
+    let subject = subject(&properties, &properties).await;
+    for status in ["404", "400", "302", "200", "502"] {
+        let fault = format!("mode=page&status={status}");
+        let (table, reply) = faulty(&service, &subject, &fault).await;
+        assert_unknown(&reply);
+        let fault = format!("mode=page-after&status={status}");
+        let (done, reply) = faulty(&service, &subject, &fault).await;
+        assert_unknown(&reply);
+        assert_eq!(property(&subject.load(&table.ident).await, "a"), None);
+        assert_eq!(property(&subject.load(&done.ident).await, "a"), Some("1"));
+        service.run(
+            "fault",
+            &[&format!("{fault}&method=GET").replace("page-after", "page")],
+        );
+        let error = subject.catalog.load(&table.ident).await.expect_err(status);
+        assert_eq!(error.kind(), Kind::Transient, "{status}: {}", chain(&error));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn d3_a_page_in_place_of_a_token_passes() {
+    let (service, _warehouse, base) = local(&["--credential", "me:s3cret"]);
+    let properties = with(base, &[("credential", "me:s3cret")]);
+    let subject = subject(&properties, &properties).await;
+    let table = subject.create().await;
+    for status in ["404", "400", "200", "503"] {
+        service.run("revoke", &[]);
+        service.run(
+            "fault",
+            &[&format!("mode=page&status={status}&path=/v1/oauth/tokens")],
+        );
+        let error = subject.catalog.load(&table.ident).await.expect_err(status);
+        assert_eq!(error.kind(), Kind::Transient, "{status}: {}", chain(&error));
+        let loaded = subject.load(&table.ident).await;
+        assert_eq!(loaded.metadata, table.metadata);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_catalog_is_said_to_be_none() {
     let (service, _reach) = s3();
     let uri = format!("http://127.0.0.1:{}", service.port);

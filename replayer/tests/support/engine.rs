@@ -10,7 +10,7 @@ use everlog_table::files::PartitionRows;
 use everlog_table::manifests;
 use everlog_table::snapshot::{LeaseMode, PinnedSnapshot, SnapshotSelector};
 use everlog_table::storage::Storage;
-use everlog_table::writer::{WriteRequest, write_files};
+use everlog_table::writer::{SpareThreads, WriteRequest, write_files};
 use iceberg::TableUpdate;
 use iceberg::spec::{
     DataContentType, DataFile, DataFileBuilder, DataFileFormat, MAIN_BRANCH, ManifestEntry,
@@ -151,6 +151,7 @@ impl World {
             archived_at: self.clock.now(),
             rows,
             file_bytes_target: 16 << 10,
+            spare: SpareThreads::none(),
         };
         let files = write_files(request, self.ids().as_ref()).await.unwrap();
         files.into_iter().map(|f| f.data_file).collect()

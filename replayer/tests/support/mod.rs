@@ -30,7 +30,7 @@ use everlog_table::catalog::Catalog;
 use everlog_table::catalog::memory::MemoryCatalog;
 use everlog_table::files::PartitionRows;
 use everlog_table::schema::TableSettings;
-use everlog_table::writer::{FILE_BYTES_TARGET, WriteRequest, write_files};
+use everlog_table::writer::{FILE_BYTES_TARGET, SpareThreads, WriteRequest, write_files};
 use object_store::memory::InMemory;
 
 /// 14 November 2023, behind any machine's clock.
@@ -320,6 +320,7 @@ impl World {
             archived_at,
             rows,
             file_bytes_target: FILE_BYTES_TARGET,
+            spare: SpareThreads::none(),
         };
         let files = write_files(request, self.ids().as_ref()).await.unwrap();
         let append = AppendRequest {

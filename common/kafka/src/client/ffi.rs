@@ -480,7 +480,7 @@ impl Client {
                 topics: items((*raw).topics.cast_const(), (*raw).topic_cnt)
                     .map(|t| {
                         let partitions = items((*t).partitions.cast_const(), (*t).partition_cnt);
-                        let ids = partitions.map(|p| (*p).id).collect();
+                        let ids = partitions.map(|p| ((*p).id, (*p).leader >= 0)).collect();
                         (owned((*t).topic), code_of!((*t).err), ids)
                     })
                     .collect(),
@@ -524,8 +524,8 @@ unsafe fn set_property(
 #[derive(Debug)]
 pub(super) struct ClusterMetadata {
     pub(super) brokers: usize,
-    /// Name, error, partitions.
-    pub(super) topics: Vec<(String, Code, Vec<i32>)>,
+    /// Name, error, partitions and whether each has a leader.
+    pub(super) topics: Vec<(String, Code, Vec<(i32, bool)>)>,
 }
 
 /// An owned list of partitions.

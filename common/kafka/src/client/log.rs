@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use everlog_common::{LogBounds, Millis, Offset, Partition, TopicId, TopicName, TopicPartition};
 
 use super::classify;
-use super::ffi::admin::{Description, ListedOffset, OffsetSpec};
+use super::ffi::admin::{Description, OffsetSpec, PendingOffsets};
 use super::ffi::{Client, ClusterMetadata, Code, Failure};
 use super::probe;
 use super::properties::{ClientProperties, MemoryPlan};
@@ -25,6 +25,9 @@ const INTERNAL: &[&str] = &[
     "__share_group_state",
     "__cluster_metadata",
 ];
+
+/// What a broker says instead of an offset where there is no record as asked for. Other negative numbers are the client's.
+const NO_SUCH_RECORD: i64 = -1;
 
 /// librdkafka's mock cluster names itself so; it knows no topic ids, and does not answer when asked for them.
 const MOCK_CLUSTER: &str = "mockCluster";
@@ -44,6 +47,21 @@ struct Inner {
     properties: ClientProperties,
     /// Whether the cluster answers when asked for topic ids; asked once.
     topic_ids: OnceLock<bool>,
+}
+
+/// Partitions that exist.
+#[derive(Debug, Default)]
+struct Askable {
+    led: Vec<TopicPartition>,
+    leaderless: Vec<TopicPartition>,
+}
+
+/// What was asked of partitions that exist.
+#[derive(Debug, Default)]
+struct Offsets {
+    /// Offset, and its timestamp where that was asked for.
+    known: BTreeMap<TopicPartition, (Offset, i64)>,
+    unanswered: Vec<TopicPartition>,
 }
 
 impl KafkaLog {
@@ -121,26 +139,28 @@ impl Inner {
         Ok(*self.topic_ids.get_or_init(|| !mock))
     }
 
+    fn found(&self, wanted: &BTreeSet<String>) -> Result<Vec<Description>, LogError> {
+        if !self.knows_topic_ids()? {
+            let all = self.metadata("topics", true)?;
+            return Ok(all
+                .topics
+                .into_iter()
+                .filter(|(name, ..)| wanted.contains(name))
+                .map(without_id)
+                .collect());
+        }
+        self.reach("describe topics")?;
+        let names: Vec<&str> = wanted.iter().map(String::as_str).collect();
+        self.client
+            .describe_topics(&names, self.timeout())
+            .map_err(|e| self.error("describe topics", &e))
+    }
+
     fn describe(
         &self,
         wanted: &BTreeSet<String>,
     ) -> Result<BTreeMap<TopicName, TopicInfo>, LogError> {
-        if !self.knows_topic_ids()? {
-            let all = self.metadata("topics", true)?;
-            return collect(
-                all.topics
-                    .into_iter()
-                    .filter(|(name, ..)| wanted.contains(name))
-                    .map(without_id),
-            );
-        }
-        self.reach("describe topics")?;
-        let names: Vec<&str> = wanted.iter().map(String::as_str).collect();
-        let found = self
-            .client
-            .describe_topics(&names, self.timeout())
-            .map_err(|e| self.error("describe topics", &e))?;
-        collect(found.into_iter())
+        collect(self.found(wanted)?.iter())
     }
 
     fn topics(&self) -> Result<Vec<TopicInfo>, LogError> {
@@ -159,14 +179,15 @@ impl Inner {
         partitions: &[TopicPartition],
         isolation: Isolation,
     ) -> Result<BTreeMap<TopicPartition, LogBounds>, LogError> {
-        let existing = self.existing(partitions)?;
-        if existing.is_empty() {
+        let what = "log bounds";
+        let askable = self.askable(partitions)?.led;
+        if askable.is_empty() {
             return Ok(BTreeMap::new());
         }
         let ask = |spec| {
             self.client
-                .list_offsets(names(&existing), spec, self.timeout())
-                .map_err(|e| self.error("log bounds", &e))
+                .list_offsets(names(&askable), spec, self.timeout())
+                .map_err(|e| self.error(what, &e))
         };
         // all at once; each partition's log start, stable end and high watermark only grow
         let start = ask(OffsetSpec::Earliest)?;
@@ -175,19 +196,14 @@ impl Inner {
             Isolation::ReadUncommitted => None,
         };
         let high = ask(OffsetSpec::LatestUncommitted)?;
-        let wait = |pending: super::ffi::admin::PendingOffsets| {
-            pending.wait().map_err(|e| self.error("log bounds", &e))
-        };
-        let start = self.offsets("log bounds", wait(start)?)?;
-        let stable = stable
-            .map(|p| self.offsets("log bounds", wait(p)?))
-            .transpose()?;
-        let high = self.offsets("log bounds", wait(high)?)?;
+        let start = self.offsets(what, start)?.known;
+        let stable = stable.map(|p| self.offsets(what, p)).transpose()?;
+        let high = self.offsets(what, high)?.known;
         let mut bounds = BTreeMap::new();
         for (tp, (high, _)) in &high {
             let end = stable
                 .as_ref()
-                .map_or(Some(high), |s| s.get(tp).map(|(o, _)| o));
+                .map_or(Some(high), |s| s.known.get(tp).map(|(o, _)| o));
             if let (Some((log_start, _)), Some(end)) = (start.get(tp), end) {
                 bounds.insert(tp.clone(), consistent(*log_start, *end, *high));
             }
@@ -195,54 +211,68 @@ impl Inner {
         Ok(bounds)
     }
 
-    /// Those that exist: the client would wait for the others' leaders until the time is up.
-    fn existing(&self, partitions: &[TopicPartition]) -> Result<Vec<TopicPartition>, LogError> {
+    /// Which of these exist, and which of those have somebody to ask: the client would wait for the others' leaders until
+    /// the time is up.
+    fn askable(&self, partitions: &[TopicPartition]) -> Result<Askable, LogError> {
         let wanted = partitions
             .iter()
             .map(|tp| tp.topic.as_str().to_owned())
             .collect();
-        let known = self.describe(&wanted)?;
-        let mut existing: Vec<_> = partitions
+        let found = self.found(&wanted)?;
+        collect(found.iter())?;
+        let has_leader: BTreeMap<(&str, i32), bool> = found
             .iter()
-            .filter(|tp| {
-                known
-                    .get(&tp.topic)
-                    .is_some_and(|info| info.partitions.contains(&tp.partition))
+            .flat_map(|d| {
+                let topic = d.name.as_str();
+                d.partitions.iter().map(move |(p, led)| ((topic, *p), *led))
             })
-            .cloned()
             .collect();
-        existing.sort();
-        existing.dedup();
-        Ok(existing)
+        let distinct: BTreeSet<&TopicPartition> = partitions.iter().collect();
+        let mut askable = Askable::default();
+        for tp in distinct {
+            match has_leader.get(&(tp.topic.as_str(), tp.partition.get())) {
+                Some(true) => askable.led.push(tp.clone()),
+                Some(false) => askable.leaderless.push(tp.clone()),
+                None => {}
+            }
+        }
+        if !askable.leaderless.is_empty() {
+            tracing::debug!(partitions = ?askable.leaderless, "partitions without a leader are not asked");
+        }
+        Ok(askable)
     }
 
-    fn offsets(
-        &self,
-        what: &str,
-        listed: Vec<ListedOffset>,
-    ) -> Result<BTreeMap<TopicPartition, (Offset, i64)>, LogError> {
-        let mut offsets = BTreeMap::new();
+    /// Waits for an answer, and takes it apart: one partition's trouble is none of the others.
+    fn offsets(&self, what: &str, pending: PendingOffsets) -> Result<Offsets, LogError> {
+        let listed = match pending.wait() {
+            // by what the client knows, nobody leads any of these
+            Err(failure) if failure.code == Code::NO_ENTRY => Vec::new(),
+            listed => listed.map_err(|e| self.error(what, &e))?,
+        };
+        let mut offsets = Offsets::default();
         for one in listed {
             if classify::gone(one.code) {
                 continue;
             }
+            let Some(tp) = source(&one.topic, one.partition) else {
+                continue;
+            };
             if one.code != Code::OK {
                 let failure = Failure {
                     code: one.code,
-                    text: format!(
-                        "{}-{}: {}",
-                        one.topic,
-                        one.partition,
-                        super::ffi::code_text(one.code)
-                    ),
+                    text: format!("{tp}: {}", super::ffi::code_text(one.code)),
                 };
-                return Err(self.error(what, &failure));
-            }
-            // -1: no such record
-            if let (Ok(offset), Some(tp)) =
-                (Offset::new(one.offset), source(&one.topic, one.partition))
-            {
-                offsets.insert(tp, (offset, one.timestamp));
+                let error = self.error(what, &failure);
+                if !error.is_transient() {
+                    return Err(error);
+                }
+                tracing::debug!(%error, "a partition was not answered");
+                offsets.unanswered.push(tp);
+            } else if let Ok(offset) = Offset::new(one.offset) {
+                offsets.known.insert(tp, (offset, one.timestamp));
+            } else if one.offset != NO_SUCH_RECORD {
+                // its broker did not answer, and the client leaves it at that
+                offsets.unanswered.push(tp);
             }
         }
         Ok(offsets)
@@ -254,17 +284,32 @@ impl Inner {
         at: Millis,
     ) -> Result<BTreeMap<TopicPartition, OffsetAtTime>, LogError> {
         let what = "offsets at a time";
-        let existing = self.existing(partitions)?;
-        if existing.is_empty() {
+        let askable = self.askable(partitions)?;
+        let unanswered = |tp: &TopicPartition| LogError::Unavailable {
+            what: what.into(),
+            detail: format!("{tp} has no leader, or its leader does not answer"),
+        };
+        // absent would say that there is no such record
+        if let Some(tp) = askable.leaderless.first() {
+            return Err(unanswered(tp));
+        }
+        if askable.led.is_empty() {
             return Ok(BTreeMap::new());
         }
-        let listed = self
+        let pending = self
             .client
-            .list_offsets(names(&existing), OffsetSpec::AtTime(at.0), self.timeout())
-            .and_then(super::ffi::admin::PendingOffsets::wait)
+            .list_offsets(
+                names(&askable.led),
+                OffsetSpec::AtTime(at.0),
+                self.timeout(),
+            )
             .map_err(|e| self.error(what, &e))?;
-        Ok(self
-            .offsets(what, listed)?
+        let offsets = self.offsets(what, pending)?;
+        if let Some(tp) = offsets.unanswered.first() {
+            return Err(unanswered(tp));
+        }
+        Ok(offsets
+            .known
             .into_iter()
             .map(|(tp, (offset, timestamp))| {
                 let timestamp = Millis(timestamp);
@@ -278,10 +323,10 @@ impl Inner {
         partitions: &[(TopicPartition, i32)],
     ) -> Result<BTreeMap<TopicPartition, Option<Offset>>, LogError> {
         let wanted: Vec<_> = partitions.iter().map(|(tp, _)| tp.clone()).collect();
-        let existing: BTreeSet<_> = self.existing(&wanted)?.into_iter().collect();
+        let askable: BTreeSet<_> = self.askable(&wanted)?.led.into_iter().collect();
         let asked: BTreeMap<_, _> = partitions
             .iter()
-            .filter(|(tp, _)| existing.contains(tp))
+            .filter(|(tp, _)| askable.contains(tp))
             .cloned()
             .collect();
         if asked.is_empty() {
@@ -346,7 +391,7 @@ fn consistent(log_start: Offset, end: Offset, high_watermark: Offset) -> LogBoun
     }
 }
 
-fn without_id((name, code, partitions): (String, Code, Vec<i32>)) -> Description {
+fn without_id((name, code, partitions): (String, Code, Vec<(i32, bool)>)) -> Description {
     Description {
         internal: false,
         id: uuid::Uuid::nil(),
@@ -359,8 +404,8 @@ fn without_id((name, code, partitions): (String, Code, Vec<i32>)) -> Description
     }
 }
 
-fn collect(
-    found: impl Iterator<Item = Description>,
+fn collect<'a>(
+    found: impl Iterator<Item = &'a Description>,
 ) -> Result<BTreeMap<TopicName, TopicInfo>, LogError> {
     let mut infos = BTreeMap::new();
     for topic in found {
@@ -384,7 +429,7 @@ fn collect(
         let mut partitions: Vec<_> = topic
             .partitions
             .iter()
-            .filter_map(|p| Partition::new(*p).ok())
+            .filter_map(|(p, _)| Partition::new(*p).ok())
             .collect();
         partitions.sort_unstable();
         infos.insert(
@@ -400,13 +445,17 @@ fn collect(
 }
 
 fn topic_config(values: &BTreeMap<String, String>) -> TopicConfig {
-    let number = |key: &str| values.get(key).and_then(|v| v.parse::<u64>().ok());
+    let has_policy = |name: &str| {
+        let policies = values.get("cleanup.policy")?;
+        Some(policies.split(',').any(|policy| policy.trim() == name))
+    };
+    // the limits stand in the settings of a compacted topic too, where nothing obeys them
+    let deletes = has_policy("delete").unwrap_or(true);
+    let number = |key: &str| values.get(key).filter(|_| deletes)?.parse::<u64>().ok();
     TopicConfig {
         retention: number("retention.ms").map(Duration::from_millis),
         retention_bytes: number("retention.bytes"),
-        compacted: values
-            .get("cleanup.policy")
-            .is_some_and(|p| p.split(',').any(|part| part.trim() == "compact")),
+        compacted: has_policy("compact").unwrap_or(false),
     }
 }
 
@@ -501,5 +550,33 @@ mod tests {
         assert_eq!(config.retention_bytes, Some(1000));
         assert!(config.compacted);
         assert!(!values(&[("cleanup.policy", "delete")]).compacted);
+        // a broker that does not tell the policy has the default one
+        let untold = values(&[("retention.ms", "5000")]);
+        assert_eq!(untold.retention, Some(Duration::from_secs(5)));
+        assert!(!untold.compacted);
+    }
+
+    #[test]
+    fn limits_that_a_compacted_topic_does_not_obey_are_none() {
+        let values = |policy: &str| {
+            topic_config(
+                &[
+                    ("cleanup.policy", policy),
+                    ("retention.ms", "604800000"),
+                    ("retention.bytes", "1000"),
+                ]
+                .map(|(k, v)| (k.to_owned(), v.to_owned()))
+                .into(),
+            )
+        };
+        let compacted = values("compact");
+        assert_eq!(
+            (compacted.retention, compacted.retention_bytes),
+            (None, None)
+        );
+        assert!(compacted.compacted);
+        let both = values("compact, delete");
+        assert_eq!(both.retention, Some(Duration::from_hours(168)));
+        assert_eq!(both.retention_bytes, Some(1000));
     }
 }

@@ -254,13 +254,28 @@ impl Worker {
             self.hand_over(&tp, false);
             return self.take_message(message, now);
         }
+        let headers = match message.headers() {
+            Ok(headers) => headers,
+            Err(_) if !slot.takes(message.offset()) => return 0,
+            // without them it would be another record than was written
+            Err(failure) => {
+                let tp = slot.source().clone();
+                let what = format!(
+                    "the headers of the record at offset {} cannot be read (more than 100,000 of them, or malformed): {}",
+                    message.offset(),
+                    failure.text
+                );
+                self.fail(&tp, PartitionFault::Corrupt(what));
+                return 0;
+            }
+        };
         let taken = slot.take_in(
             Incoming {
                 offset: message.offset(),
                 timestamp: timestamp(message),
                 key,
                 value,
-                headers: message.headers(),
+                headers,
                 leader_epoch: message.leader_epoch(),
             },
             now,
@@ -497,6 +512,8 @@ impl Worker {
                     self.client.incremental_unassign(&list).ok();
                 }
             }
+            // the pause for the check outlives the assignment: whoever assigns them next has to end it
+            self.paused.extend(starts.into_keys());
             return Err(error);
         }
         for (tp, start) in starts {
@@ -702,6 +719,9 @@ fn timestamp(message: &Message<'_>) -> (i64, TimestampType) {
         _ => (-1, TimestampType::None),
     }
 }
+
+#[cfg(test)]
+mod tests;
 
 // one batch must take the largest record Kafka allows next to a full one
 const _: () = assert!(EventColumnsBuilder::BATCH_BYTES_MAX <= 1 << 30);

@@ -2,7 +2,7 @@
 //!
 //! It knows what makes Kafka hard: log start moving on, transaction markers and aborted data as offsets without rows,
 //! an open transaction that holds the end back, compaction holes, leader epochs, truncation, deletion and re-creation
-//! (new id, or none on brokers that know none), partition growth, groups that take partitions away or throw a member
+//! (new id, or none on brokers that know none), partition growth, partitions without a leader, groups that take partitions away or throw a member
 //! out, requests that fail. Where the client for real brokers is blind, it is blind too: a deleted topic is silence, a topic
 //! re-created past the position is read on without a word.
 //!
@@ -13,7 +13,7 @@ mod group;
 mod partition;
 mod reader;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -78,6 +78,8 @@ struct Cluster {
     groups: BTreeMap<String, Group>,
     mirrored: BTreeMap<(String, TopicPartition), Offset>,
     faults: BTreeMap<TopicPartition, PartitionFault>,
+    /// Without a leader: they exist, and nobody answers for them.
+    leaderless: BTreeSet<TopicPartition>,
     interceptor: Option<Interceptor>,
 }
 
@@ -96,6 +98,11 @@ impl Cluster {
         self.topics.get(&tp.topic)?.partitions.get(index)
     }
 
+    /// A partition that somebody answers for.
+    fn led(&self, tp: &TopicPartition) -> Option<&PartitionLog> {
+        (!self.leaderless.contains(tp)).then(|| self.partition(tp))?
+    }
+
     fn partition_mut(&mut self, tp: &TopicPartition) -> Option<&mut PartitionLog> {
         let index = usize::try_from(tp.partition.get()).ok()?;
         self.topics.get_mut(&tp.topic)?.partitions.get_mut(index)
@@ -109,6 +116,11 @@ impl Cluster {
                     .map(|partition| TopicPartition::new(name.clone(), partition))
             })
             .collect()
+    }
+
+    fn remove(&mut self, name: &TopicName) -> Option<Topic> {
+        self.leaderless.retain(|tp| tp.topic != *name);
+        self.topics.remove(name)
     }
 
     fn info(&self, name: &TopicName) -> Option<TopicInfo> {
@@ -179,6 +191,7 @@ impl MemoryLog {
                     groups: BTreeMap::new(),
                     mirrored: BTreeMap::new(),
                     faults: BTreeMap::new(),
+                    leaderless: BTreeSet::new(),
                     interceptor: None,
                 }),
                 changed: Notify::new(),
@@ -234,13 +247,13 @@ impl MemoryLog {
 
     /// Deletes a topic.
     pub fn delete_topic(&self, name: &TopicName) {
-        self.change(|c| c.topics.remove(name));
+        self.change(|c| c.remove(name));
     }
 
     /// Deletes a topic and creates it anew with as many partitions, under a new id.
     pub fn recreate_topic(&self, name: &TopicName) -> Option<TopicId> {
         let partitions = self
-            .change(|c| c.topics.remove(name))
+            .change(|c| c.remove(name))
             .map_or(1, |topic| topic.partitions.len());
         self.create_topic(name, partitions)
     }
@@ -344,6 +357,16 @@ impl MemoryLog {
         self.on(tp, PartitionLog::bump_epoch);
     }
 
+    /// Nobody leads the partition any more: it is described, but not answered for, and silent to readers.
+    pub fn lose_leader(&self, tp: &TopicPartition) {
+        self.change(|c| c.leaderless.insert(tp.clone()));
+    }
+
+    /// Ends [`MemoryLog::lose_leader`]: the log is as it was.
+    pub fn regain_leader(&self, tp: &TopicPartition) {
+        self.change(|c| c.leaderless.remove(tp));
+    }
+
     /// The next poll of a reader that has this partition tells this fault (once).
     pub fn fault(&self, tp: &TopicPartition, fault: PartitionFault) {
         self.change(|c| c.faults.insert(tp.clone(), fault));
@@ -437,7 +460,7 @@ impl Log for MemoryLog {
         self.ask(Request::Bounds, |c| {
             partitions
                 .iter()
-                .filter_map(|tp| Some((tp.clone(), c.partition(tp)?.bounds(isolation))))
+                .filter_map(|tp| Some((tp.clone(), c.led(tp)?.bounds(isolation))))
                 .collect()
         })
     }
@@ -448,11 +471,17 @@ impl Log for MemoryLog {
         at: Millis,
     ) -> Result<BTreeMap<TopicPartition, OffsetAtTime>, LogError> {
         self.ask(Request::OffsetsAt, |c| {
-            partitions
+            if let Some(tp) = partitions.iter().find(|tp| c.leaderless.contains(tp)) {
+                return Err(LogError::Unavailable {
+                    what: "offsets at a time".to_owned(),
+                    detail: format!("{tp} has no leader"),
+                });
+            }
+            Ok(partitions
                 .iter()
                 .filter_map(|tp| Some((tp.clone(), c.partition(tp)?.at_time(at)?)))
-                .collect()
-        })
+                .collect())
+        })?
     }
 
     async fn epoch_ends(
@@ -462,7 +491,7 @@ impl Log for MemoryLog {
         self.ask(Request::EpochEnds, |c| {
             partitions
                 .iter()
-                .filter_map(|(tp, epoch)| Some((tp.clone(), c.partition(tp)?.epoch_end(*epoch))))
+                .filter_map(|(tp, epoch)| Some((tp.clone(), c.led(tp)?.epoch_end(*epoch))))
                 .collect()
         })
     }

@@ -113,8 +113,8 @@ impl MemoryReader {
             return fault(state, injected);
         }
         let rows_max = cluster.rows_max;
-        // a topic that is gone is silence, as with librdkafka
-        let log = cluster.partition(tp)?;
+        // a topic that is gone is silence, as with librdkafka, and so is a partition without a leader
+        let log = cluster.led(tp)?;
         match log.read(
             (state.next.get(), state.epoch),
             self.options.isolation,

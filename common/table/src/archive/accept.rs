@@ -92,6 +92,7 @@ impl Archive {
         Err(ArchiveError::Contended {
             table: self.table_name(),
             attempts: ATTEMPTS_MAX,
+            last: None,
         })
     }
 

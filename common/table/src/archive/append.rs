@@ -12,9 +12,10 @@ use super::{
     AppendRequest, Archive, ArchiveError, ArchiveErrorKind, CommitOutcome, OpenCommit,
     PendingCommit,
 };
-use crate::catalog::{CatalogError, CatalogErrorKind, CommitReply, LoadedTable};
+use crate::catalog::{CatalogError, CatalogErrorKind, CommitReply, LoadedTable, commit_key};
 use crate::commit::{self, Added, Decision, Proposal, Totals, Verdict};
 use crate::maintain::plan::{self, ExpiryPlan};
+use crate::maintain::{Expired, MaintenanceReport};
 use crate::manifests::{self, Target};
 
 /// Attempts of one append, each on a new parent.
@@ -49,6 +50,8 @@ pub(super) struct Operation {
     unresolved: Option<Sent>,
     /// Refusals met on a state that had just been read.
     refused: u32,
+    /// Why the last attempt was refused, where it was not for another commit.
+    last: Option<CatalogError>,
     /// Counts this as an open commit while `unresolved` is set: nothing is deleted meanwhile (P7).
     open: Option<OpenCommit>,
 }
@@ -112,12 +115,17 @@ impl Archive {
             attempts_left: ATTEMPTS_MAX,
             unresolved: None,
             refused: 0,
+            last: None,
             open: None,
         };
         let mut turn = self.inner.turn.lock().await;
         match self.drive(&mut turn, &mut operation).await {
-            Ok(Some(outcome)) => Ok(outcome),
-            Ok(None) => Ok(CommitOutcome::Unknown(PendingCommit { operation })),
+            Ok(driven) => {
+                if let (Some(CommitOutcome::Committed { .. }), Some(parent)) = (&driven, &*turn) {
+                    self.expire_apart(&parent.table.metadata).await;
+                }
+                Ok(driven.unwrap_or(CommitOutcome::Unknown(PendingCommit { operation })))
+            }
             Err(error) if is_open_after(&operation, &error) => {
                 tracing::warn!(
                     table = %self.inner.ident, commit_id = %operation.commit_id, %error,
@@ -179,11 +187,12 @@ impl Archive {
                 return Err(ArchiveError::Contended {
                     table: self.table_name(),
                     attempts: operation.attempts,
+                    last: operation.last.take(),
                 });
             }
             let parent = match turn.take() {
                 // Expiry must know every tag there is now, also those that others made since our last commit.
-                Some(parent) if !self.expiry_is_due(&parent.table.metadata) => parent,
+                Some(parent) if !self.expiry_rides(&parent.table.metadata) => parent,
                 _ => self.load_parent().await?,
             };
             self.check_clock(operation.request.reference_time).await?;
@@ -270,7 +279,10 @@ impl Archive {
                 *turn = after_commit(table, prepared, retention);
                 Ok(Attempt::Done(outcome))
             }
-            CommitReply::Conflict => Ok(Attempt::Again),
+            CommitReply::Conflict => {
+                operation.last = None;
+                Ok(Attempt::Again)
+            }
             CommitReply::Refused(error) => self.refused(operation, &parent, error),
             CommitReply::Unknown(error) => {
                 tracing::warn!(
@@ -295,10 +307,17 @@ impl Archive {
     ) -> Result<Attempt, ArchiveError> {
         // What we remembered may have been refused for being old: sequence numbers, branches.
         if !parent.fresh || error.kind() == CatalogErrorKind::Transient {
+            operation.last = Some(error);
             return Ok(Attempt::Again);
         }
         operation.refused += 1;
         if error.kind() == CatalogErrorKind::Invalid && operation.refused < 3 {
+            operation.last = Some(error);
+            return Ok(Attempt::Again);
+        }
+        // The next read says whether the table was dropped, which is another matter than a catalog that lost it.
+        if error.kind() == CatalogErrorKind::NotFound && operation.refused < 2 {
+            operation.last = Some(error);
             return Ok(Attempt::Again);
         }
         Err(self.catalog_error("cannot commit", error))
@@ -342,9 +361,9 @@ impl Archive {
             ledger,
             added,
             totals: Totals {
-                files: parent.totals.files + added.files,
-                rows: parent.totals.rows + added.rows,
-                bytes: parent.totals.bytes.map(|bytes| bytes + added.bytes),
+                files: parent.totals.files.saturating_add(added.files),
+                rows: parent.totals.rows.saturating_add(added.rows),
+                bytes: parent.totals.bytes.map(|b| b.saturating_add(added.bytes)),
             },
             isolation: metadata
                 .properties()
@@ -440,12 +459,41 @@ impl Archive {
     fn expiry_for(&self, parent: &Parent) -> Result<ExpiryPlan, ArchiveError> {
         let metadata = &parent.table.metadata;
         match &self.inner.options.expiry {
-            Some(settings) if self.expiry_is_due(metadata) => {
+            Some(settings) if self.expiry_rides(metadata) => {
                 let refs = self.refs(metadata)?;
                 let now = self.inner.deps.clock.now();
                 Ok(plan::plan_expiry(metadata, &refs, now, settings))
             }
             _ => Ok(ExpiryPlan::default()),
+        }
+    }
+
+    /// Whether expiry goes along with a commit: it is due, and no tag that is made meanwhile can be lost by it.
+    fn expiry_rides(&self, metadata: &TableMetadata) -> bool {
+        self.inner.deps.catalog.removes_exactly() && self.expiry_is_due(metadata)
+    }
+
+    /// Expiry after a commit, where it cannot go along: on a state that is read right before, so that a tag that somebody
+    /// else makes has moments to be missed, not the time that a commit takes to store.
+    async fn expire_apart(&self, metadata: &TableMetadata) {
+        let Some(settings) = &self.inner.options.expiry else {
+            return;
+        };
+        if self.inner.deps.catalog.removes_exactly() || !self.expiry_is_due(metadata) {
+            return;
+        }
+        // The commit is done: what fails here is tried again after the next one, and by maintenance.
+        match self
+            .expire_once(settings, &mut MaintenanceReport::default())
+            .await
+        {
+            Ok(Expired::Nothing | Expired::Some | Expired::Missed(None)) => {}
+            Ok(Expired::Missed(Some(error))) => {
+                tracing::warn!(table = %self.inner.ident, %error, "snapshots not expired yet");
+            }
+            Err(error) => {
+                tracing::warn!(table = %self.inner.ident, %error, "snapshots not expired yet");
+            }
         }
     }
 
@@ -469,7 +517,7 @@ impl Archive {
         requirements.extend(expiry.requirements());
         let mut updates = proposal.updates(metadata);
         updates.extend(expiry.updates());
-        let key = self.inner.deps.ids.uuid();
+        let key = commit_key(&*self.inner.deps.ids, self.inner.deps.clock.now());
         self.inner
             .deps
             .catalog
@@ -619,6 +667,7 @@ mod tests {
         let contended = ArchiveError::Contended {
             table: "t".to_owned(),
             attempts: 1,
+            last: None,
         };
         let corrupt = ArchiveError::Corrupt {
             table: "t".to_owned(),
@@ -638,6 +687,7 @@ mod tests {
             unresolved: None,
             refused: 0,
             open: None,
+            last: None,
         };
         assert!(!is_open_after(&operation, &contended));
         operation.unresolved = Some(Sent { parent: None });

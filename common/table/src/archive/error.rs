@@ -152,15 +152,16 @@ pub enum ArchiveError {
         /// What is wrong.
         what: String,
     },
-    /// A commit met more competing commits than it retries.
-    #[error(
-        "table {table}: {attempts} attempts to commit met competing commits; another writer or engine is changing the table all the time"
-    )]
+    /// A commit was tried as often as it is, and always met a competing commit, or a catalog that was busy.
+    #[error("table {table}: {attempts} attempts to commit came to nothing: {}", contended_by(last.is_some()))]
     Contended {
         /// The table.
         table: String,
         /// How often it was tried.
         attempts: u32,
+        /// Why the last was refused; none: another commit was first.
+        #[source]
+        last: Option<CatalogError>,
     },
     /// The table cannot be used in its present form.
     #[error("table {table}: {what}")]
@@ -180,6 +181,14 @@ pub enum ArchiveError {
         /// What differs.
         what: String,
     },
+}
+
+fn contended_by(refused: bool) -> &'static str {
+    if refused {
+        "the catalog refused them for now"
+    } else {
+        "another writer or engine is changing the table all the time"
+    }
 }
 
 impl ArchiveError {

@@ -58,6 +58,7 @@ pub async fn all(subject: &Subject) {
     another_table_of_the_name_is_a_conflict(subject).await;
     a_reference_that_should_not_exist_is_a_conflict(subject).await;
     updates_land_on_a_newer_state_where_requirements_hold(subject).await;
+    a_tag_made_meanwhile_keeps_its_snapshot(subject).await;
     a_senseless_update_is_refused_and_changes_nothing(subject).await;
     a_commit_to_no_table_is_refused(subject).await;
     files_of_a_table_are_reached_by_its_storage(subject).await;
@@ -427,6 +428,39 @@ pub async fn updates_land_on_a_newer_state_where_requirements_hold(subject: &Sub
         property(&subject.load(&table.ident).await, "mine"),
         Some("1")
     );
+}
+
+/// Removal holds for exactly the state that it was planned on, where the catalog says so: a tag may have come since.
+pub async fn a_tag_made_meanwhile_keeps_its_snapshot(subject: &Subject) {
+    if !subject.catalog.removes_exactly() {
+        return;
+    }
+    let table = subject.create().await;
+    let first = subject.append_once(&table).await;
+    let second = subject.append_once(&first).await;
+    let old = first.metadata.current_snapshot_id().expect("a snapshot");
+    let reference = SnapshotReference::new(
+        old,
+        SnapshotRetention::Tag {
+            max_ref_age_ms: None,
+        },
+    );
+    let tag = TableUpdate::SetSnapshotRef {
+        ref_name: "theirs".into(),
+        reference,
+    };
+    subject.commit(&second, vec![], vec![tag]).await;
+    let main = TableRequirement::RefSnapshotIdMatch {
+        r#ref: MAIN_BRANCH.to_owned(),
+        snapshot_id: second.metadata.current_snapshot_id(),
+    };
+    let removal = TableUpdate::RemoveSnapshots {
+        snapshot_ids: vec![old],
+    };
+    let reply = subject.try_commit(&second, vec![main], vec![removal]).await;
+    assert!(matches!(reply, CommitReply::Conflict), "{reply:?}");
+    let now = subject.load(&table.ident).await;
+    assert!(now.metadata.snapshot_for_ref("theirs").is_some());
 }
 
 /// Refused is definite.

@@ -48,7 +48,7 @@ pub enum Fault {
 /// A commit that is still on its way.
 #[derive(Debug)]
 struct Pending {
-    table: TableIdent,
+    base: LoadedTable,
     requirements: Vec<TableRequirement>,
     updates: Vec<TableUpdate>,
 }
@@ -109,11 +109,11 @@ impl MemoryCatalog {
     /// is on its way.
     pub async fn land(&self) -> Option<bool> {
         let Pending {
-            table,
+            base,
             requirements,
             updates,
         } = self.state().pending.pop_front()?;
-        let reply = self.apply(&table, &requirements, updates).await;
+        let reply = self.apply(&base, &requirements, updates).await;
         Some(matches!(reply, CommitReply::Committed(_)))
     }
 
@@ -168,16 +168,20 @@ impl MemoryCatalog {
 
     async fn apply(
         &self,
-        table: &TableIdent,
+        base: &LoadedTable,
         requirements: &[TableRequirement],
         updates: Vec<TableUpdate>,
     ) -> CommitReply {
+        let table = &base.ident;
         let current = match self.read(table).await {
             Ok(Some(current)) => current,
             Ok(None) => return CommitReply::Refused(no_such_table(table)),
             Err(error) => return CommitReply::Refused(error),
         };
         let previous = current.metadata_location.as_str();
+        if metadata::must_be_current(&updates) && previous != base.metadata_location {
+            return CommitReply::Conflict;
+        }
         let adds_snapshot = updates
             .iter()
             .any(|u| matches!(u, TableUpdate::AddSnapshot { .. }));
@@ -257,6 +261,7 @@ impl MemoryCatalog {
             Some(location) => location.trim_end_matches('/').to_owned(),
             None => metadata::default_location(&self.warehouse, &ident),
         };
+        metadata::check_free(&self.storage, &ident, &location).await?;
         let metadata = metadata::first(table, location, self.ids.uuid())?;
         let metadata = self.stamp(&metadata, 0)?;
         let metadata_location = metadata::next_location(&metadata, None, self.ids.uuid());
@@ -324,26 +329,29 @@ impl Catalog for MemoryCatalog {
     ) -> CommitReply {
         let what = format!("commit to {}", base.ident);
         match self.next_fault(Call::Commit) {
-            None => self.apply(&base.ident, &requirements, updates).await,
+            None => self.apply(base, &requirements, updates).await,
             Some(Fault::Unavailable) => CommitReply::Refused(unavailable(what)),
             Some(Fault::Denied) => CommitReply::Refused(denied(what)),
             Some(Fault::Conflict) => CommitReply::Conflict,
             Some(Fault::LostBefore) => CommitReply::Unknown(unknown(what)),
             Some(Fault::LostAfter) => {
                 // Refused or not: the caller does not learn it.
-                drop(self.apply(&base.ident, &requirements, updates).await);
+                drop(self.apply(base, &requirements, updates).await);
                 CommitReply::Unknown(unknown(what))
             }
             Some(Fault::Late) => {
-                let table = base.ident.clone();
                 self.state().pending.push_back(Pending {
-                    table,
+                    base: base.clone(),
                     requirements,
                     updates,
                 });
                 CommitReply::Unknown(unknown(what))
             }
         }
+    }
+
+    fn removes_exactly(&self) -> bool {
+        true
     }
 
     fn storage_for(&self, _table: &LoadedTable) -> Result<Storage, CatalogError> {

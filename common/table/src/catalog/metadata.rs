@@ -1,10 +1,12 @@
 //! Table metadata files: what catalogs that store them themselves (SQL, memory) do around the swap.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io::Read;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::StreamExt;
 use iceberg::spec::{
     FormatVersion, SortOrder, TableMetadata, TableMetadataBuilder, UnboundPartitionSpec,
 };
@@ -12,7 +14,8 @@ use iceberg::{ErrorKind, NamespaceIdent, TableIdent, TableRequirement, TableUpda
 use uuid::Uuid;
 
 use super::{CatalogError, NewTable};
-use crate::storage::{Storage, StorageError};
+use crate::files::{is_metadata_file, is_table_file};
+use crate::storage::{Storage, StorageError, StorageErrorKind};
 
 /// Table property: where metadata files go, if not below the table's location.
 const METADATA_PATH: &str = "write.metadata.path";
@@ -55,6 +58,14 @@ pub(super) fn first(
     .and_then(|builder| builder.assign_uuid(uuid).build())
     .map(|built| built.metadata)
     .map_err(|error| refused(what, error))
+}
+
+/// Whether updates hold for exactly the state they were derived from: what is removed must not have got a tag since, and
+/// no requirement can say "no tag that I do not know".
+pub(super) fn must_be_current(updates: &[TableUpdate]) -> bool {
+    updates
+        .iter()
+        .any(|update| matches!(update, TableUpdate::RemoveSnapshots { .. }))
 }
 
 /// Checks the requirements against `current` and applies the updates to it.
@@ -103,7 +114,7 @@ pub(super) fn next_location(
     previous: Option<&str>,
     file: Uuid,
 ) -> String {
-    let version = previous.map_or(0, |previous| version_of(previous) + 1);
+    let version = previous.map_or(0, |previous| version_of(previous).saturating_add(1));
     let folder = match metadata.properties().get(METADATA_PATH) {
         Some(path) => path.trim_end_matches('/').to_owned(),
         None => format!("{}/metadata", metadata.location()),
@@ -168,14 +179,99 @@ impl StorageOrParse {
 }
 
 pub(crate) fn parse(bytes: &[u8]) -> Result<TableMetadata, super::Cause> {
+    let plain = unpack(bytes)?;
+    // Anybody may have written them: that the library panics on some is no reason to end, but damage.
+    std::panic::catch_unwind(|| serde_json::from_slice(&plain))
+        .map_err(|_| "its parser met what it does not expect")?
+        .map_err(Into::into)
+}
+
+fn unpack(bytes: &[u8]) -> std::io::Result<Cow<'_, [u8]>> {
     if !bytes.starts_with(&GZIP_MAGIC) {
-        return Ok(serde_json::from_slice(bytes)?);
+        return Ok(Cow::Borrowed(bytes));
     }
     let mut plain = Vec::new();
     flate2::read::GzDecoder::new(bytes)
         .take(METADATA_BYTES_MAX)
         .read_to_end(&mut plain)?;
-    Ok(serde_json::from_slice(&plain)?)
+    Ok(Cow::Owned(plain))
+}
+
+/// Whose a metadata file is, of any table and any version of the format.
+#[derive(Debug)]
+pub(crate) struct MetadataOwner {
+    /// The table's identity; version 1 may have none.
+    pub(crate) table_uuid: Option<Uuid>,
+    /// How many snapshots it has.
+    pub(crate) snapshots: usize,
+}
+
+impl MetadataOwner {
+    pub(crate) fn of(bytes: &[u8]) -> Result<Self, super::Cause> {
+        #[derive(serde::Deserialize)]
+        #[serde(rename_all = "kebab-case")]
+        struct Head {
+            table_uuid: Option<Uuid>,
+            snapshots: Option<Vec<serde::de::IgnoredAny>>,
+        }
+        let Head {
+            table_uuid,
+            snapshots,
+        } = serde_json::from_slice(&unpack(bytes)?)?;
+        Ok(Self {
+            table_uuid,
+            snapshots: snapshots.map_or(0, |all| all.len()),
+        })
+    }
+}
+
+/// Refuses a folder that holds files of another table: the two would share it, and neither could tell which files the
+/// other needs. What creations left there that came to nothing is no table.
+pub(super) async fn check_free(
+    storage: &Storage,
+    table: &TableIdent,
+    location: &str,
+) -> Result<(), CatalogError> {
+    let what = || format!("create {table}");
+    let failed = |source| CatalogError::storage(what(), source);
+    let mut listing = storage.list(location).map_err(failed)?;
+    while let Some(object) = listing.next().await {
+        let uri = match object {
+            Ok(object) => object.uri,
+            Err(error) if error.kind() == StorageErrorKind::Unauthorized => {
+                // Then nothing can be listed for removal either.
+                tracing::warn!(%table, %error, "cannot look whether the new table's folder is free");
+                return Ok(());
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        if !is_table_file(&uri) || is_leftover(storage, &uri).await.map_err(failed)? {
+            continue;
+        }
+        return Err(CatalogError::Refused {
+            what: what(),
+            message: format!(
+                "{location} holds files of a table that this catalog does not know ({uri}); if that is this archive, \
+                 check catalog.uri and catalog.name, or register its newest metadata file in this catalog; if it was \
+                 dropped, move its files away or delete them"
+            ),
+            source: None,
+        });
+    }
+    Ok(())
+}
+
+/// The first metadata of a table that has nothing: the catalog never took it, or nothing was ever put into it.
+async fn is_leftover(storage: &Storage, uri: &str) -> Result<bool, StorageError> {
+    let name = uri.rsplit('/').next().unwrap_or_default();
+    if !is_metadata_file(uri) || !name.starts_with("00000-") {
+        return Ok(false);
+    }
+    match storage.get(uri).await {
+        Ok(bytes) => Ok(MetadataOwner::of(&bytes).is_ok_and(|owner| owner.snapshots == 0)),
+        Err(error) if error.kind() == StorageErrorKind::NotFound => Ok(true),
+        Err(error) => Err(error),
+    }
 }
 
 /// How the SQL layout, and everybody who shares it, writes a namespace.

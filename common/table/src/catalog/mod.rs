@@ -28,14 +28,14 @@ pub mod rest;
 mod server_time;
 pub mod sql;
 
-pub(crate) use metadata::parse as parse_metadata;
+pub(crate) use metadata::{MetadataOwner, parse as parse_metadata};
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use everlog_common::Millis;
+use everlog_common::{Ids, Millis};
 use iceberg::spec::{Schema, SortOrder, TableMetadata, UnboundPartitionSpec};
 use iceberg::{NamespaceIdent, TableIdent, TableRequirement, TableUpdate};
 use uuid::Uuid;
@@ -128,7 +128,8 @@ pub trait Catalog: Send + Sync + Debug {
     /// Swaps the table's metadata once: applies `updates` if every one of `requirements` holds.
     ///
     /// * `base` is the state the updates were derived from. A catalog may apply them to a newer state as long as the
-    ///   requirements hold there, so what must not have changed has to be among the requirements.
+    ///   requirements hold there, so what must not have changed has to be among the requirements. Removal of snapshots is
+    ///   not applied to a newer state where [`Self::removes_exactly`] says so.
     /// * `idempotency_key` marks this attempt for servers that recognise repeated requests. A new attempt, after the
     ///   old one's outcome is known, takes a new key.
     /// * Dropping the future leaves the outcome unknown.
@@ -140,6 +141,13 @@ pub trait Catalog: Send + Sync + Debug {
         idempotency_key: Uuid,
     ) -> CommitReply;
 
+    /// Whether [`Self::commit`] removes snapshots from exactly `base`, and is a [`CommitReply::Conflict`] where the table
+    /// has changed in anything since. Elsewhere a tag that another engine makes meanwhile goes with its snapshot: no
+    /// requirement of the protocol says "no tag that I do not know".
+    fn removes_exactly(&self) -> bool {
+        false
+    }
+
     /// The object store that holds this table's files, with the credentials the catalog vended for it, if any.
     fn storage_for(&self, table: &LoadedTable) -> Result<Storage, CatalogError>;
 
@@ -148,6 +156,24 @@ pub trait Catalog: Send + Sync + Debug {
     fn server_time(&self) -> Option<Millis> {
         None
     }
+}
+
+/// A new key for one attempt to commit: a UUID of version 7, which begins with the milliseconds of Unix time, by which
+/// servers may forget the keys of old requests.
+pub fn commit_key(ids: &dyn Ids, now: Millis) -> Uuid {
+    let mut bytes = ids.uuid().into_bytes();
+    let millis = u64::try_from(now.0).unwrap_or_default().to_be_bytes();
+    for (byte, of_time) in bytes.iter_mut().zip(millis.into_iter().skip(2)) {
+        *byte = of_time;
+    }
+    as_version_7(bytes)
+}
+
+fn as_version_7(bytes: [u8; 16]) -> Uuid {
+    uuid::Builder::from_bytes(bytes)
+        .with_variant(uuid::Variant::RFC4122)
+        .with_version(uuid::Version::SortRand)
+        .into_uuid()
 }
 
 /// What a caller can do about a [`CatalogError`].

@@ -6,8 +6,8 @@
 //! |---|---|
 //! | 2xx with the new metadata | `Committed` |
 //! | 409 | `Conflict` |
-//! | no connection; 3xx; 4xx, a 401 after one renewal of the token | `Refused` |
-//! | 5xx, 408, 499, no answer in time, connection lost, answer cut off or not understood | `Unknown` |
+//! | no connection; 4xx by the catalog's own word, a 401 after one renewal of the token | `Refused` |
+//! | 5xx, 408, 499, any other answer that is not the catalog's (a proxy's page), no answer in time, connection lost, answer cut off or not understood | `Unknown` |
 //!
 //! A commit is sent once. The one exception is an expired token: 401 (or 419) says that the request was not looked at, so
 //! it is sent again with a new token. The HTTP library's own repetitions are off, redirects are not followed, and idle

@@ -24,6 +24,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use everlog_common::clock::RandomIds;
 use everlog_common::{Ids, Millis};
+use futures::StreamExt;
 use iceberg::{NamespaceIdent, TableIdent, TableRequirement, TableUpdate};
 use uuid::Uuid;
 
@@ -111,7 +112,7 @@ impl SqlCatalog {
             };
             match failed.take() {
                 Some((location, error)) if location == row.metadata_location => {
-                    return Err(error.into_catalog(&location));
+                    return Err(self.missing(table, &location, error).await);
                 }
                 _ => {}
             }
@@ -136,6 +137,31 @@ impl SqlCatalog {
             what: format!("load {table}"),
             source: "it changed faster than it could be read".into(),
         })
+    }
+
+    /// What it means that a metadata file is not there: where nothing at all is in its folder, the folder is away (not
+    /// mounted, say), and may come back; else somebody deleted it.
+    async fn missing(
+        &self,
+        table: &TableIdent,
+        location: &str,
+        error: StorageOrParse,
+    ) -> CatalogError {
+        let folder = location.rsplit_once('/').map_or("", |(folder, _)| folder);
+        let first = match self.storage.list(folder) {
+            Ok(mut listing) => listing.next().await,
+            Err(error) => Some(Err(error)),
+        };
+        match first {
+            None => CatalogError::Unavailable {
+                what: format!("load {table}"),
+                source: format!(
+                    "nothing is in {folder}, where {location} should be; is it mounted?"
+                )
+                .into(),
+            },
+            Some(_) => error.into_catalog(location),
+        }
     }
 
     /// The state that a commit builds on: the one it was derived from, if that is still current.
@@ -191,6 +217,7 @@ impl Catalog for SqlCatalog {
             return Ok(CreateReply::Exists);
         }
         let location = self.location_of(&table);
+        metadata::check_free(&self.storage, &ident, &location).await?;
         let metadata = metadata::first(table, location, self.ids.uuid())?;
         let metadata_location = metadata::next_location(&metadata, None, self.ids.uuid());
         metadata::write(&self.storage, &metadata_location, &metadata).await?;
@@ -228,6 +255,9 @@ impl Catalog for SqlCatalog {
             Err(error) => return CommitReply::Refused(error),
         };
         let previous = current.metadata_location.as_str();
+        if metadata::must_be_current(&updates) && previous != base.metadata_location {
+            return CommitReply::Conflict;
+        }
         let applied = metadata::apply(
             &base.ident,
             &current.metadata,
@@ -261,6 +291,10 @@ impl Catalog for SqlCatalog {
             Swap::Refused(error) => CommitReply::Refused(error),
             Swap::Unknown(error) => CommitReply::Unknown(error),
         }
+    }
+
+    fn removes_exactly(&self) -> bool {
+        true
     }
 
     fn storage_for(&self, _table: &LoadedTable) -> Result<Storage, CatalogError> {

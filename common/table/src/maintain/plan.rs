@@ -28,6 +28,8 @@ pub struct ExpiryPlan {
     pub tags: Vec<String>,
     /// Where the guard was when this was planned.
     pub guard: Option<i64>,
+    /// Where every branch and tag was when this was planned.
+    refs: BTreeMap<String, i64>,
     /// Statistics files of the snapshots.
     statistics: Vec<i64>,
     partition_statistics: Vec<i64>,
@@ -39,15 +41,20 @@ impl ExpiryPlan {
         self.snapshots.is_empty() && self.tags.is_empty()
     }
 
-    /// What the swap requires, beside the table's identity and main.
+    /// What the swap requires, beside the table's identity and main: that every branch and tag is where it was, and that
+    /// there is no other guard. That there is no other tag is no requirement that the protocol has (see
+    /// [`crate::catalog::Catalog::removes_exactly`]).
     pub fn requirements(&self) -> Vec<TableRequirement> {
         if self.is_empty() {
             return Vec::new();
         }
-        vec![TableRequirement::RefSnapshotIdMatch {
-            r#ref: GUARD.to_owned(),
-            snapshot_id: self.guard,
-        }]
+        let guard = (GUARD.to_owned(), self.guard);
+        let moved_by_none = self.refs.iter().filter(|(name, _)| *name != GUARD);
+        let refs = moved_by_none.map(|(name, id)| (name.clone(), Some(*id)));
+        std::iter::once(guard)
+            .chain(refs)
+            .map(|(r#ref, snapshot_id)| TableRequirement::RefSnapshotIdMatch { r#ref, snapshot_id })
+            .collect()
     }
 
     /// What the swap does.
@@ -147,6 +154,10 @@ pub fn plan_expiry(
         snapshots: ids,
         tags,
         guard,
+        refs: refs
+            .iter()
+            .map(|(name, reference)| (name.clone(), reference.snapshot_id))
+            .collect(),
     }
 }
 

@@ -9,9 +9,10 @@ use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use iceberg::spec::{ManifestFile, SnapshotRef, TableMetadata};
 
-use super::{MaintenanceReport, MaintenanceSettings};
+use super::{MaintenanceReport, MaintenanceSettings, Removal};
 use crate::archive::{Archive, ArchiveError, metadata_folder};
-use crate::catalog::LoadedTable;
+use crate::catalog::{LoadedTable, MetadataOwner};
+use crate::files::{data_folder, is_metadata_file, is_table_file};
 use crate::manifests::{self, ManifestError};
 use crate::storage::{Storage, StorageError, StorageErrorKind, StoredObject};
 
@@ -25,6 +26,12 @@ const AT_ONCE: usize = 12;
 const DELETES_MAX: usize = 20_000;
 /// At most so many metadata logs are followed back in time; what is older goes by its age.
 const LOGS_MAX: usize = 200;
+/// At most so many metadata files of unknown origin are read in one round; the next round goes on with the others.
+const JUDGED_MAX: usize = 1_000;
+/// Data folders are searched again after so long where something was wrong with them.
+const SEARCH_AGAIN: Duration = Duration::from_mins(10);
+/// At most so many names are remembered from round to round; beyond that many, they are looked at anew.
+const REMEMBERED_MAX: usize = 200_000;
 
 /// What a process remembers from one round of maintenance to the next.
 #[derive(Debug, Default)]
@@ -33,6 +40,12 @@ pub(crate) struct Upkeep {
     lists: BTreeMap<String, Arc<Vec<ManifestFile>>>,
     /// When data folders were last searched, as time elapsed.
     data_searched: Option<Duration>,
+    /// Why files of data folders stayed then, where there was a reason.
+    data_held_back: Option<String>,
+    /// Metadata files that the log does not lead to, but that were read and are this table's (G5).
+    own: BTreeSet<Key>,
+    /// Since when, as time elapsed, this process has seen files unneeded; kept only where the past cannot be read.
+    unneeded_since: BTreeMap<Key, Duration>,
 }
 
 /// Names as keys: scheme and host spelling aside, since engines write `s3`, `s3a` and `s3n` for one thing.
@@ -41,10 +54,24 @@ pub(crate) struct Upkeep {
 type Key = u64;
 
 fn key_of(uri: &str) -> Key {
+    hash_of(path_of(uri))
+}
+
+fn hash_of(path: &str) -> Key {
     use std::hash::{Hash, Hasher};
     let mut hasher = std::hash::DefaultHasher::new();
-    path_of(uri).hash(&mut hasher);
+    path.hash(&mut hasher);
     hasher.finish()
+}
+
+/// The key of the path alone: one store may have several names (`container@account.dfs…` and `….blob…`, an access point).
+fn bare_key_of(uri: &str) -> Key {
+    let path = path_of(uri);
+    let bare = match uri.split_once("://") {
+        Some((_, rest)) if !rest.starts_with('/') => path.split_once('/').map_or(path, |(_, p)| p),
+        _ => path,
+    };
+    hash_of(bare.trim_start_matches('/'))
 }
 
 /// Bucket and path of a URI, or the path of a local file.
@@ -55,16 +82,33 @@ fn path_of(uri: &str) -> &str {
     rest.trim_start_matches('/')
 }
 
+/// Whether one name is that of something in a folder; schemes aside.
+fn is_below(uri: &str, folder: &str) -> bool {
+    path_of(uri)
+        .strip_prefix(path_of(folder).trim_end_matches('/'))
+        .is_some_and(|rest| rest.starts_with('/'))
+}
+
 /// What is needed, and by which clock it is judged.
 #[derive(Debug, Default)]
 struct Needed {
+    /// Under both keys: a name that only looks needed stays, which does no harm.
     keys: BTreeSet<Key>,
     /// Some that the listing of metadata must show (G3).
     witnesses: Vec<String>,
-    /// How many data files were counted as needed, some more than once.
-    data_files: u64,
     /// Metadata files that are proven to be superseded since this long.
     superseded: BTreeMap<Key, Millis>,
+}
+
+impl Needed {
+    fn add(&mut self, uri: &str) {
+        self.keys.insert(key_of(uri));
+        self.keys.insert(bare_key_of(uri));
+    }
+
+    fn has(&self, uri: &str) -> bool {
+        self.keys.contains(&key_of(uri)) || self.keys.contains(&bare_key_of(uri))
+    }
 }
 
 /// A file that may go.
@@ -72,6 +116,14 @@ struct Needed {
 struct Candidate {
     object: StoredObject,
     key: Key,
+}
+
+/// What readers of the last hour may still rely on.
+enum Past {
+    /// The table as it was then.
+    Known(Arc<TableMetadata>),
+    /// Nobody can read any more how it was: a file goes once this process has itself seen it unneeded for that long.
+    Unknown,
 }
 
 impl Archive {
@@ -82,9 +134,13 @@ impl Archive {
     ) -> Result<(), ArchiveError> {
         let mut upkeep = self.upkeep().lock().await;
         let elapsed = self.deps().clock.elapsed();
+        let interval = match &upkeep.data_held_back {
+            Some(_) => settings.orphan_interval.min(SEARCH_AGAIN),
+            None => settings.orphan_interval,
+        };
         let search_data = upkeep
             .data_searched
-            .is_none_or(|last| elapsed.saturating_sub(last) >= settings.orphan_interval);
+            .is_none_or(|last| elapsed.saturating_sub(last) >= interval);
         let table = self.load().await?;
         if let Some(reason) = self.held_back(&table) {
             report.held_back = Some(reason);
@@ -102,14 +158,12 @@ impl Archive {
         let now = self.deps().clock.now().min(newest);
         let grace = settings.expired_grace.max(EXPIRED_GRACE_MIN);
         let mut needed = Needed::default();
-        let Some(past) = self.past_state(&table, now, grace, &mut needed).await? else {
-            report.held_back = Some(format!(
-                "the metadata file that was current {} s ago is gone, so nobody can tell what readers of that time need",
-                grace.as_secs()
-            ));
-            return Ok(());
+        let past = self.past_state(&table, now, grace, &mut needed).await?;
+        let state = match &past {
+            Past::Known(past) => Some(&**past),
+            Past::Unknown => None,
         };
-        self.need(&table, &past, search_data, &mut upkeep, &mut needed)
+        self.need(&table, state, search_data, &mut upkeep, &mut needed)
             .await?;
         if let Some(hidden) = not_shown(&table, &listed, &needed) {
             report.held_back = Some(format!(
@@ -119,9 +173,11 @@ impl Archive {
         }
         let mut sorted = Sorted {
             needed: &needed,
+            own: &upkeep.own,
             settings,
             now,
             due: Vec::new(),
+            unknown: Vec::new(),
             waiting: (0, 0),
             shown: 0,
         };
@@ -129,31 +185,184 @@ impl Archive {
             sorted.add(object);
         }
         if search_data {
-            sorted.shown = 0;
-            let of_metadata = sorted.due.len();
-            let mut listing = self.listing(&data_folder(&table.metadata))?;
-            while let Some(object) = listing.next().await {
-                sorted.add(object.map_err(|source| self.cannot_list(source))?);
-            }
-            // Live files may be elsewhere, but where none at all is shown, names do not match: then the data stays.
-            if sorted.shown == 0 && needed.data_files > 0 {
-                sorted.due.truncate(of_metadata);
-                report.held_back = Some(
-                    "the listing of the data folder shows none of the table's data files; they stay"
-                        .to_owned(),
-                );
-            }
+            self.search_data(&table, &mut sorted, report).await?;
         }
-        (report.files_waiting, report.bytes_waiting) = sorted.waiting;
-        let mut candidates = sorted.due;
-        candidates.sort_by_key(|candidate| candidate.object.last_modified);
-        candidates.truncate(DELETES_MAX);
+        let Sorted {
+            mut due,
+            unknown,
+            waiting,
+            ..
+        } = sorted;
+        if let Some(reason) = self
+            .judge(&table, unknown, settings, now, &mut upkeep, &mut due)
+            .await?
+        {
+            report.held_back = Some(reason);
+            due.clear();
+        }
         if search_data {
             report.data_searched = true;
             upkeep.data_searched = Some(elapsed);
+            upkeep.data_held_back.clone_from(&report.held_back);
+        } else if report.held_back.is_none() {
+            report.held_back.clone_from(&upkeep.data_held_back);
         }
-        self.delete(&table, candidates, settings, &mut upkeep, report)
-            .await
+        (report.files_waiting, report.bytes_waiting) = waiting;
+        if matches!(past, Past::Known(_)) {
+            upkeep.unneeded_since.clear();
+        } else {
+            let since = &mut upkeep.unneeded_since;
+            if since.len() > REMEMBERED_MAX {
+                since.clear();
+            }
+            since.retain(|key, _| !needed.keys.contains(key));
+            due.retain(|candidate| {
+                let seen = *since.entry(candidate.key).or_insert(elapsed);
+                let is_due = elapsed.saturating_sub(seen) >= grace;
+                if !is_due {
+                    report.files_waiting += 1;
+                    report.bytes_waiting += candidate.object.size;
+                }
+                is_due
+            });
+        }
+        due.sort_by_key(|candidate| candidate.object.last_modified);
+        due.truncate(DELETES_MAX);
+        self.delete(&table, due, settings, &mut upkeep, report)
+            .await?;
+        if search_data && report.held_back.is_none() {
+            self.remove_staged(&table, settings, now, report).await?;
+        }
+        Ok(())
+    }
+
+    /// Sorts what is in the table's data folders: those below its own location, for any other may be shared.
+    async fn search_data(
+        &self,
+        table: &LoadedTable,
+        sorted: &mut Sorted<'_>,
+        report: &mut MaintenanceReport,
+    ) -> Result<(), ArchiveError> {
+        let metadata = &table.metadata;
+        let metadata_files = metadata_folder(metadata);
+        let (folders, elsewhere) = data_folders(metadata);
+        if let Some(folder) = elsewhere {
+            report.not_searched = Some(format!(
+                "{folder} is not below the table's location {}, so other tables may have files there too",
+                metadata.location()
+            ));
+        }
+        for folder in folders {
+            let before = sorted.due.len();
+            sorted.shown = 0;
+            let mut listing = self.listing(&folder)?;
+            while let Some(object) = listing.next().await {
+                let object = object.map_err(|source| self.cannot_list(source))?;
+                // Sorted already, as metadata.
+                if !is_below(&object.uri, &metadata_files) {
+                    sorted.add(object);
+                }
+            }
+            // Whose files these are is told by the table's own among them; where none is shown, all of them stay.
+            if sorted.shown == 0 && sorted.due.len() > before {
+                sorted.due.truncate(before);
+                report.held_back = Some(format!(
+                    "{folder} shows none of the table's data files, so that nothing tells whose the others are; they stay"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// G5: reads the metadata files that nothing of this table leads to. Those that are its own join `due` where they are
+    /// old enough. Gives the reason where nothing may go at all: another table lives in these folders.
+    async fn judge(
+        &self,
+        table: &LoadedTable,
+        mut unknown: Vec<StoredObject>,
+        settings: &MaintenanceSettings,
+        now: Millis,
+        upkeep: &mut Upkeep,
+        due: &mut Vec<Candidate>,
+    ) -> Result<Option<String>, ArchiveError> {
+        let storage = self.store_of_files();
+        let uuid = table.metadata.uuid();
+        if upkeep.own.len() > REMEMBERED_MAX {
+            upkeep.own.clear();
+        }
+        // The newest first: a table in use shows itself at once.
+        unknown.sort_by_key(|object| std::cmp::Reverse(object.last_modified));
+        let left = unknown.len().saturating_sub(JUDGED_MAX);
+        unknown.truncate(JUDGED_MAX);
+        let reads: Vec<_> = unknown
+            .into_iter()
+            .map(|object| {
+                let storage = &storage;
+                async move { (storage.get(&object.uri).await, object) }
+            })
+            .collect();
+        let mut reads = futures::stream::iter(reads).buffered(AT_ONCE);
+        while let Some((read, object)) = reads.next().await {
+            let bytes = match read {
+                Ok(bytes) => bytes,
+                Err(error) if error.kind() == StorageErrorKind::NotFound => continue,
+                Err(source) => return Err(self.reading(MetadataError::Storage(source))),
+            };
+            let another = match MetadataOwner::of(&bytes) {
+                Ok(owner) if owner.table_uuid == Some(uuid) => {
+                    let candidate = Candidate::of(object);
+                    upkeep.own.insert(candidate.key);
+                    if is_old(&candidate.object, settings, now) {
+                        due.push(candidate);
+                    }
+                    continue;
+                }
+                // What a creation left behind that another won, or a table that has nothing yet: it stays.
+                Ok(owner) if owner.table_uuid.is_some() && owner.snapshots == 0 => continue,
+                Ok(_) => "is another table's metadata",
+                Err(_) => "cannot be read, and may be another table's metadata",
+            };
+            return Ok(Some(format!(
+                "{} {another}; of two tables in one folder, none can tell which files the other needs",
+                object.uri
+            )));
+        }
+        Ok((left > 0).then(|| {
+            format!(
+                "{left} metadata files are yet to be looked at, whether they are this table's; the next round goes on"
+            )
+        }))
+    }
+
+    /// Removes what local writes left beside their names when they were cut off.
+    async fn remove_staged(
+        &self,
+        table: &LoadedTable,
+        settings: &MaintenanceSettings,
+        now: Millis,
+        report: &mut MaintenanceReport,
+    ) -> Result<(), ArchiveError> {
+        let age = settings.orphan_age.max(ORPHAN_AGE_MIN);
+        let before = Millis(
+            now.0
+                .saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX)),
+        );
+        let mut folders = data_folders(&table.metadata).0;
+        folders.push(metadata_folder(&table.metadata));
+        for folder in folders {
+            let removed = self
+                .store_of_files()
+                .remove_staged(&folder, before)
+                .await
+                .map_err(|source| ArchiveError::Storage {
+                    table: self.table().to_string(),
+                    doing: "cannot remove what an interrupted write left",
+                    source,
+                })?;
+            report.files_deleted += removed.files;
+            report.bytes_deleted += removed.bytes;
+        }
+        Ok(())
     }
 
     /// Why nothing may be deleted in this state at all.
@@ -170,18 +379,21 @@ impl Archive {
     }
 
     /// The table's metadata as it was `grace` ago: what readers may still rely on. Follows the metadata log back, and
-    /// notes which metadata files are superseded since when. None where a file on the way is gone.
+    /// notes which metadata files are superseded since when.
     async fn past_state(
         &self,
         table: &LoadedTable,
         now: Millis,
         grace: Duration,
         needed: &mut Needed,
-    ) -> Result<Option<Arc<TableMetadata>>, ArchiveError> {
+    ) -> Result<Past, ArchiveError> {
         let storage = self.store_of_files();
+        let known = |past: Option<Arc<TableMetadata>>| past.map_or(Past::Unknown, Past::Known);
         let mut past: Option<Arc<TableMetadata>> = None;
         let mut reading = Arc::clone(&table.metadata);
         let mut since = Millis(table.metadata.last_updated_ms());
+        // Older entries than one that is gone still tell which files are superseded.
+        let mut lost = false;
         if now.since(since) >= grace {
             past = Some(Arc::clone(&reading));
         }
@@ -191,30 +403,30 @@ impl Archive {
                 let key = key_of(&entry.metadata_file);
                 if step == 0 {
                     // Engines follow the log of the current metadata, so its files stay.
-                    needed.keys.insert(key);
+                    needed.add(&entry.metadata_file);
                 }
                 needed.superseded.entry(key).or_insert(since);
                 since = Millis(entry.timestamp_ms.min(since.0));
                 oldest = Some(entry.metadata_file.clone());
-                if past.is_none() && now.since(since) >= grace {
+                if past.is_none() && !lost && now.since(since) >= grace {
                     match read_metadata(&storage, &entry.metadata_file).await {
                         Ok(found) => past = Some(Arc::new(found)),
-                        Err(error) if gone(&error) => return Ok(None),
+                        Err(error) if gone(&error) => lost = true,
                         Err(error) => return Err(self.reading(error)),
                     }
                 }
             }
             let Some(oldest) = oldest else {
                 // The table's first metadata: there was nothing before it to need anything.
-                return Ok(Some(past.unwrap_or(reading)));
+                return Ok(known(past.or((!lost).then_some(reading))));
             };
             match read_metadata(&storage, &oldest).await {
                 Ok(found) => reading = Arc::new(found),
-                Err(error) if gone(&error) => return Ok(past),
+                Err(error) if gone(&error) => return Ok(known(past)),
                 Err(error) => return Err(self.reading(error)),
             }
         }
-        Ok(past)
+        Ok(known(past))
     }
 
     fn reading(&self, error: MetadataError) -> ArchiveError {
@@ -236,17 +448,20 @@ impl Archive {
     async fn need(
         &self,
         table: &LoadedTable,
-        past: &TableMetadata,
+        past: Option<&TableMetadata>,
         search_data: bool,
         upkeep: &mut Upkeep,
         needed: &mut Needed,
     ) -> Result<(), ArchiveError> {
-        needed.keys.insert(key_of(&table.metadata_location));
+        needed.add(&table.metadata_location);
         needed.witnesses.push(table.metadata_location.clone());
-        needed_statistics(&table.metadata, &mut needed.keys);
-        needed_statistics(past, &mut needed.keys);
+        need_statistics(&table.metadata, needed);
+        if let Some(past) = past {
+            need_statistics(past, needed);
+        }
         let expired: Vec<SnapshotRef> = past
-            .snapshots()
+            .into_iter()
+            .flat_map(TableMetadata::snapshots)
             .filter(|s| table.metadata.snapshot_by_id(s.snapshot_id()).is_none())
             .cloned()
             .collect();
@@ -257,9 +472,9 @@ impl Archive {
         let mut all: BTreeMap<String, ManifestFile> = BTreeMap::new();
         let head = table.metadata.current_snapshot();
         for (path, list) in found {
-            needed.keys.insert(key_of(&path));
+            needed.add(&path);
             for file in list.iter() {
-                needed.keys.insert(key_of(&file.manifest_path));
+                needed.add(&file.manifest_path);
                 all.entry(file.manifest_path.clone())
                     .or_insert_with(|| file.clone());
             }
@@ -298,8 +513,7 @@ impl Archive {
                     for entry in entries {
                         // What is deleted in one snapshot is needed by an older one, which has it in its own manifests.
                         if entry.is_alive() {
-                            needed.keys.insert(key_of(entry.file_path()));
-                            needed.data_files += 1;
+                            needed.add(entry.file_path());
                         }
                     }
                 }
@@ -393,9 +607,9 @@ impl Archive {
             .collect();
         let mut fresh = Vec::new();
         for (path, list) in self.lists(&news, true, upkeep).await? {
-            needed.keys.insert(key_of(&path));
+            needed.add(&path);
             for file in list.iter() {
-                needed.keys.insert(key_of(&file.manifest_path));
+                needed.add(&file.manifest_path);
                 let known = before
                     .metadata
                     .snapshot_by_id(file.added_snapshot_id)
@@ -406,17 +620,16 @@ impl Archive {
             }
         }
         self.need_data(fresh, &mut needed).await?;
-        needed.keys.insert(key_of(&table.metadata_location));
-        let logged = table.metadata.metadata_log().iter();
-        needed
-            .keys
-            .extend(logged.map(|entry| key_of(&entry.metadata_file)));
+        needed.add(&table.metadata_location);
+        for entry in table.metadata.metadata_log() {
+            needed.add(&entry.metadata_file);
+        }
         let storage = self.store_of_files();
         let doomed: Vec<Candidate> = candidates
             .into_iter()
-            .filter(|candidate| !needed.keys.contains(&candidate.key))
+            .filter(|candidate| !needed.has(&candidate.object.uri))
             .collect();
-        if !settings.deletes {
+        if settings.removal != Removal::Delete {
             report.files_deleted = doomed.len();
             report.bytes_deleted = doomed.iter().map(|c| c.object.size).sum();
             report.held_back = Some("deletion is switched off".to_owned());
@@ -440,6 +653,7 @@ impl Archive {
                 source,
             })?;
             tracing::debug!(uri = candidate.object.uri, "deleted");
+            upkeep.unneeded_since.remove(&candidate.key);
             report.files_deleted += 1;
             report.bytes_deleted += candidate.object.size;
         }
@@ -454,38 +668,51 @@ fn not_shown(table: &LoadedTable, listed: &[StoredObject], needed: &Needed) -> O
     let mut hidden = needed
         .witnesses
         .iter()
-        .filter(|uri| path_of(uri).starts_with(path_of(&folder)) && !shown.contains(&key_of(uri)));
-    let elsewhere = needed
-        .witnesses
-        .iter()
-        .all(|uri| !path_of(uri).starts_with(path_of(&folder)));
+        .filter(|uri| is_below(uri, &folder) && !shown.contains(&key_of(uri)));
+    let elsewhere = needed.witnesses.iter().all(|uri| !is_below(uri, &folder));
     hidden
         .next()
         .cloned()
         .or_else(|| elsewhere.then(|| format!("anything below {folder}")))
 }
 
+impl Candidate {
+    fn of(object: StoredObject) -> Self {
+        let key = key_of(&object.uri);
+        Self { object, key }
+    }
+}
+
 /// Listed objects, told apart.
 struct Sorted<'a> {
     needed: &'a Needed,
+    own: &'a BTreeSet<Key>,
     settings: &'a MaintenanceSettings,
     now: Millis,
     due: Vec<Candidate>,
+    /// Metadata files that nothing of this table leads to.
+    unknown: Vec<StoredObject>,
     waiting: (usize, u64),
     shown: u64,
 }
 
 impl Sorted<'_> {
     fn add(&mut self, object: StoredObject) {
-        let key = key_of(&object.uri);
-        if self.needed.keys.contains(&key) {
+        if self.needed.has(&object.uri) {
             self.shown += 1;
             return;
         }
-        if !is_ours_to_judge(&object.uri) {
+        // Files of other kinds are somebody else's.
+        if !is_table_file(&object.uri) {
             return;
         }
-        let candidate = Candidate { object, key };
+        let candidate = Candidate::of(object);
+        let key = &candidate.key;
+        let is_own = self.needed.superseded.contains_key(key) || self.own.contains(key);
+        if is_metadata_file(&candidate.object.uri) && !is_own {
+            self.unknown.push(candidate.object);
+            return;
+        }
         let due = is_due(&candidate, self.needed, self.settings, self.now);
         if due && self.due.len() < 2 * DELETES_MAX {
             self.due.push(candidate);
@@ -506,39 +733,36 @@ fn is_due(
     if let Some(since) = needed.superseded.get(&candidate.key) {
         return now.since(*since) >= settings.expired_grace.max(EXPIRED_GRACE_MIN);
     }
-    now.since(candidate.object.last_modified) >= settings.orphan_age.max(ORPHAN_AGE_MIN)
+    is_old(&candidate.object, settings, now)
 }
 
-/// Files of kinds that tables consist of. Anything else in the folders is somebody else's.
-fn is_ours_to_judge(uri: &str) -> bool {
-    const KINDS: [&str; 7] = [
-        ".parquet",
-        ".avro",
-        ".orc",
-        ".metadata.json",
-        ".metadata.json.gz",
-        ".stats",
-        ".puffin",
-    ];
-    KINDS.iter().any(|kind| uri.ends_with(kind))
+fn is_old(object: &StoredObject, settings: &MaintenanceSettings, now: Millis) -> bool {
+    now.since(object.last_modified) >= settings.orphan_age.max(ORPHAN_AGE_MIN)
 }
 
-fn needed_statistics(metadata: &TableMetadata, keys: &mut BTreeSet<Key>) {
-    keys.extend(
-        metadata
-            .statistics_iter()
-            .map(|file| key_of(&file.statistics_path)),
-    );
-    let partitions = metadata.partition_statistics_iter();
-    keys.extend(partitions.map(|file| key_of(&file.statistics_path)));
+/// The folders that are searched for data files: where they go without a setting, and where a setting sends them if that
+/// is below the table's own location. Else also that place, which is not searched.
+fn data_folders(metadata: &TableMetadata) -> (Vec<String>, Option<String>) {
+    let location = metadata.location().trim_end_matches('/');
+    let plain = format!("{location}/data");
+    let configured = data_folder(metadata);
+    if configured == plain || is_below(&configured, &plain) {
+        (vec![plain], None)
+    } else if is_below(&plain, &configured) && is_below(&configured, location) {
+        (vec![configured], None)
+    } else if is_below(&configured, location) {
+        (vec![plain, configured], None)
+    } else {
+        (vec![plain], Some(configured))
+    }
 }
 
-/// Where a table's data files go.
-fn data_folder(metadata: &TableMetadata) -> String {
-    let properties = metadata.properties();
-    match properties.get("write.data.path") {
-        Some(path) => path.trim_end_matches('/').to_owned(),
-        None => format!("{}/data", metadata.location().trim_end_matches('/')),
+fn need_statistics(metadata: &TableMetadata, needed: &mut Needed) {
+    for file in metadata.statistics_iter() {
+        needed.add(&file.statistics_path);
+    }
+    for file in metadata.partition_statistics_iter() {
+        needed.add(&file.statistics_path);
     }
 }
 
@@ -560,4 +784,35 @@ async fn read_metadata(storage: &Storage, uri: &str) -> Result<TableMetadata, Me
         uri: uri.to_owned(),
         source,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_object_of_two_names_is_needed_under_both() {
+        let mut needed = Needed::default();
+        needed.add("abfss://lake@acct.dfs.core.windows.net/everlog/t/data/a.parquet");
+        needed.add("s3a://bucket/everlog/t/data/b.parquet");
+        needed.add("file:///lake/c.parquet");
+        for name in [
+            "abfss://lake@acct.blob.core.windows.net/everlog/t/data/a.parquet",
+            "s3://access-point-alias/everlog/t/data/b.parquet",
+            "file:/lake/c.parquet",
+            "/lake/c.parquet",
+            "file://localhost/lake/c.parquet",
+        ] {
+            assert!(needed.has(name), "{name}");
+        }
+        assert!(!needed.has("s3://bucket/everlog/t/data/c.parquet"));
+        assert!(!needed.has("file:///lake/x/c.parquet"));
+    }
+
+    #[test]
+    fn a_folder_holds_what_is_below_it_and_not_what_begins_like_it() {
+        assert!(is_below("s3://b/t/data/x", "s3a://b/t/"));
+        assert!(!is_below("s3://b/t2/x", "s3://b/t"));
+        assert!(!is_below("s3://b/t", "s3://b/t"));
+    }
 }

@@ -8,7 +8,7 @@ use object_store::ObjectStore;
 use object_store::{BackoffConfig, ClientOptions, RetryConfig};
 
 use super::StorageError;
-use super::credentials::CredentialSource;
+use super::credentials::Vended;
 use super::durable::DurableFiles;
 use super::location::{Location, Scheme};
 use super::settings::StorageSettings;
@@ -30,7 +30,7 @@ impl ClientKey {
 }
 
 type Properties = BTreeMap<String, String>;
-type Credentials<'a> = Option<&'a Arc<dyn CredentialSource>>;
+type Credentials<'a> = Option<&'a Vended>;
 
 /// Makes the client of one bucket. No request is sent.
 pub(super) fn build(
@@ -149,7 +149,7 @@ fn s3(
     }
     builder = match (keys, credentials) {
         (keys, Some(source)) => builder.with_credentials(Arc::new(
-            super::credentials::Refreshing::new(keys, Arc::clone(source), s3_keys),
+            super::credentials::Refreshing::new(keys, source, properties, s3_keys),
         )),
         (Some(keys), None) => {
             builder.with_credentials(Arc::new(object_store::StaticCredentialProvider::new(keys)))
@@ -247,7 +247,7 @@ fn gcs(
     }
     builder = match (token, credentials) {
         (token, Some(source)) => builder.with_credentials(Arc::new(
-            super::credentials::Refreshing::new(token, Arc::clone(source), gcs_token),
+            super::credentials::Refreshing::new(token, source, properties, gcs_token),
         )),
         (Some(token), None) => {
             builder.with_credentials(Arc::new(object_store::StaticCredentialProvider::new(token)))
@@ -325,7 +325,8 @@ fn azure(
         (token, Some(source)) => {
             builder.with_credentials(Arc::new(super::credentials::Refreshing::new(
                 token,
-                Arc::clone(source),
+                source,
+                properties,
                 move |properties: &Properties| azure_sas(&owned, properties),
             )))
         }

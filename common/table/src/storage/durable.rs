@@ -21,7 +21,10 @@ use object_store::{
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, UploadPart,
 };
 
-use super::StorageError;
+use everlog_common::Millis;
+
+use super::{Removed, StorageError};
+use crate::files::is_table_file;
 
 /// Folders remembered as synced up to the root; beyond that many, they are synced anew.
 const KNOWN_FOLDERS_MAX: usize = 16_384;
@@ -106,6 +109,60 @@ fn sync_path(path: &FilePath) -> Result<(), StorageError> {
     synced.map_err(|source| StorageError::Sync {
         path: path.to_path_buf(),
         source,
+    })
+}
+
+/// Removes the unfinished files of writes below a folder: those that were last written before `before`.
+pub(super) async fn remove_staged(folder: &Path, before: Millis) -> Result<Removed> {
+    let root = FilePath::new("/").join(folder.as_ref());
+    let removed = tokio::task::spawn_blocking(move || remove_staged_now(&root, before)).await?;
+    removed.map_err(|error| object_store::Error::Generic {
+        store: "local files",
+        source: Box::new(error),
+    })
+}
+
+fn remove_staged_now(root: &FilePath, before: Millis) -> std::io::Result<Removed> {
+    let mut removed = Removed::default();
+    let mut folders = vec![root.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        let entries = match std::fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        for entry in entries {
+            let entry = entry?;
+            // Not through links: what they lead to may be anybody's.
+            let kind = entry.file_type()?;
+            if kind.is_dir() {
+                folders.push(entry.path());
+                continue;
+            }
+            let name = entry.file_name();
+            if !kind.is_file() || !name.to_str().is_some_and(is_staged) {
+                continue;
+            }
+            // It may be finished, and so renamed, at any moment.
+            let Ok(metadata) = entry.metadata() else {
+                continue;
+            };
+            let written = metadata.modified()?.duration_since(std::time::UNIX_EPOCH);
+            let is_old =
+                written.is_ok_and(|at| i64::try_from(at.as_millis()).is_ok_and(|at| at < before.0));
+            if is_old && std::fs::remove_file(entry.path()).is_ok() {
+                removed.files += 1;
+                removed.bytes += metadata.len();
+            }
+        }
+    }
+    Ok(removed)
+}
+
+/// Whether a name is what the library writes to until a table's file is complete.
+fn is_staged(name: &str) -> bool {
+    name.rsplit_once('#').is_some_and(|(file, number)| {
+        is_table_file(file) && !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())
     })
 }
 

@@ -432,3 +432,50 @@ impl ObjectStore for Faulty {
         self.inner.copy_opts(from, to, options).await
     }
 }
+
+#[tokio::test]
+async fn what_an_interrupted_write_left_beside_a_name_goes_by_age_and_nothing_else_does() {
+    let folder = tempfile::tempdir().expect("folder");
+    let data = folder.path().join("data/day=1");
+    std::fs::create_dir_all(&data).expect("folders");
+    let made = |name: &str, age_s: u64| {
+        let path = data.join(name);
+        std::fs::write(&path, b"half").expect("written");
+        let file = std::fs::File::options().write(true).open(&path);
+        let at = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_700_000_000 - age_s);
+        file.and_then(|file| file.set_modified(at)).expect("aged");
+        path
+    };
+    let left = [made("a.parquet#1", 100), made("b.metadata.json#12", 100)];
+    let kept = [
+        made("a.parquet", 100),
+        made("young.parquet#1", 10),
+        made("notes#1", 100),
+        made("c.parquet#", 100),
+        made("d.parquet#x", 100),
+    ];
+    std::os::unix::fs::symlink(folder.path(), data.join("loop")).expect("a link");
+    let storage = local();
+    let prefix = format!("file://{}/data", folder.path().display());
+    assert!(
+        !uris(&storage, &prefix)
+            .await
+            .iter()
+            .any(|uri| uri.contains("#1")),
+        "listings do not show them"
+    );
+    let before = Millis(1_700_000_000_000 - 50_000);
+    let removed = storage
+        .remove_staged(&prefix, before)
+        .await
+        .expect("removed");
+    assert_eq!(removed, Removed { files: 2, bytes: 8 });
+    assert!(left.iter().all(|path| !path.exists()));
+    assert!(kept.iter().all(|path| path.exists()));
+    let nowhere = format!("{prefix}/nowhere");
+    let removed = storage
+        .remove_staged(&nowhere, before)
+        .await
+        .expect("nothing there");
+    assert_eq!(removed, Removed::default());
+}

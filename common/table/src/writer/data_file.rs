@@ -11,6 +11,7 @@ use iceberg::transform::create_transform_function;
 use uuid::Uuid;
 
 use super::encode::FinishedFile;
+use crate::files::data_folder;
 use crate::schema::{Column, ColumnMap};
 
 /// Where rows belong by the table's partition spec.
@@ -74,14 +75,7 @@ impl TablePartition {
 
     /// The full URI of a new file.
     pub(super) fn new_path(&self, metadata: &TableMetadata, id: Uuid) -> String {
-        let properties = metadata.properties();
-        let configured = properties
-            .get("write.data.path")
-            .or_else(|| properties.get("write.folder-storage.path"));
-        let location = match configured {
-            Some(path) => path.trim_end_matches('/').to_owned(),
-            None => format!("{}/data", metadata.location().trim_end_matches('/')),
-        };
+        let location = data_folder(metadata);
         match &self.folder {
             Some(folder) => format!("{location}/{folder}/{id}.parquet"),
             None => format!("{location}/{id}.parquet"),

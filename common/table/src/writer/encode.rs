@@ -1,29 +1,22 @@
 //! Rows to Parquet, on a thread that may block.
 
-use std::sync::Arc;
-
-use arrow_array::types::TimestampMicrosecondType;
-use arrow_array::{Array, RecordBatch, cast::AsArray};
 use bytes::Bytes;
-use everlog_common::{EventColumns, Millis, Offset, OffsetRange, TopicName};
-use parquet::arrow::ArrowSchemaConverter;
-use parquet::arrow::arrow_writer::{ArrowColumnWriter, ArrowRowGroupWriterFactory, compute_leaves};
+use everlog_common::{Millis, OffsetRange, TopicName};
 use parquet::basic::Compression;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::ParquetMetaData;
-use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
-use parquet::schema::types::TypePtr;
 use tokio::sync::mpsc;
 
-use super::pages::with_checksums;
-use super::plan::{Limits, Slice, pieces, row_groups};
-use super::settings;
+use super::metrics::Metrics;
+use super::plan::{Limits, Slice, row_groups};
+use super::row_group::{Covered, EncodedRowGroup, RowGroupEncoder, start_of};
 use super::sink::{Gone, Piece, Sink};
-use crate::codec::{self, CodecError, RowContext};
+use super::threads::{Helper, SpareThreads};
+use crate::codec::{self, CodecError};
 use crate::files::{FileRange, PartitionRows};
 use crate::footer::{self, Marks};
-use crate::schema::{Column, ColumnMap};
+use crate::schema::ColumnMap;
 
 /// Everything that the encoding thread needs.
 #[derive(Debug)]
@@ -35,6 +28,7 @@ pub(super) struct Job {
     pub(super) file_bytes_target: u64,
     /// Per table partition, what goes into it; with rows only.
     pub(super) groups: Vec<Vec<PartitionRows>>,
+    pub(super) spare: SpareThreads,
 }
 
 /// A file, all bytes of which were handed over.
@@ -65,90 +59,42 @@ pub(super) enum EncodeError {
     FailPoint,
 }
 
-/// Exact bounds and counts of a file's rows.
-#[derive(Debug, Clone)]
-pub(super) struct Metrics {
-    pub(super) generation: (i32, i32),
-    pub(super) partition: (i32, i32),
-    pub(super) offset: (i64, i64),
-    pub(super) timestamp: Option<(i64, i64)>,
-    pub(super) timestamp_raw: Option<(i64, i64)>,
-    pub(super) archived_at: i64,
-    /// Whether rows are in order of (partition, offset), whatever their generation.
-    pub(super) partitions_ascend: bool,
-    last: (i32, i32),
-    /// Per column.
-    pub(super) nulls: [u64; Column::ALL.len()],
-}
-
-impl Metrics {
-    const fn new(archived_at: i64) -> Self {
-        Self {
-            generation: (i32::MAX, i32::MIN),
-            partition: (i32::MAX, i32::MIN),
-            offset: (i64::MAX, i64::MIN),
-            timestamp: None,
-            timestamp_raw: None,
-            archived_at,
-            partitions_ascend: true,
-            last: (-1, -1),
-            nulls: [0; Column::ALL.len()],
-        }
-    }
-
-    fn take(&mut self, context: &RowContext<'_>, rows: &EventColumns, encoded: &RecordBatch) {
-        let (generation, partition) = (context.generation.as_i32(), context.partition.get());
-        let place = (generation, partition);
-        self.partitions_ascend &= place == self.last || partition > self.last.1;
-        self.last = place;
-        self.generation = widened(self.generation, generation);
-        self.partition = widened(self.partition, partition);
-        for offset in [rows.first_offset(), rows.last_offset()]
-            .into_iter()
-            .flatten()
-        {
-            self.offset = widened(self.offset, offset.get());
-        }
-        let timestamps = encoded
-            .column(Column::Timestamp.index())
-            .as_primitive::<TimestampMicrosecondType>();
-        for value in timestamps.iter().flatten() {
-            self.timestamp = Some(widened(self.timestamp.unwrap_or((value, value)), value));
-        }
-        let raw = encoded.column(Column::TimestampRaw.index());
-        if raw.null_count() < raw.len() {
-            let raw = raw.as_primitive::<arrow_array::types::Int64Type>();
-            for value in raw.iter().flatten() {
-                let bounds = self.timestamp_raw.unwrap_or((value, value));
-                self.timestamp_raw = Some(widened(bounds, value));
-            }
-        }
-        for (nulls, column) in self.nulls.iter_mut().zip(encoded.columns()) {
-            *nulls += column.null_count() as u64;
-        }
-    }
-}
-
-fn widened<T: Ord + Copy>((lower, upper): (T, T), value: T) -> (T, T) {
-    (lower.min(value), upper.max(value))
-}
-
-/// Encodes all files of a job, one after the other.
+/// Encodes all files of a job, one after the other; row groups that follow each other at the same time, as far as there are
+/// threads to spare.
 pub(super) fn run(job: &Job, pieces: &mpsc::Sender<Piece>) -> Result<(), EncodeError> {
+    job.groups
+        .iter()
+        .enumerate()
+        .try_for_each(|(group, items)| run_group(job, group, items, pieces))
+}
+
+fn run_group(
+    job: &Job,
+    group: usize,
+    items: &[PartitionRows],
+    pieces: &mpsc::Sender<Piece>,
+) -> Result<(), EncodeError> {
     let send = |piece: Piece| pieces.blocking_send(piece).map_err(|_| Gone);
-    for (group, items) in job.groups.iter().enumerate() {
-        let plan = row_groups(items, Limits::ROW_GROUP);
-        let mut open: Option<FileEncoder<'_>> = None;
-        for (i, slices) in plan.iter().enumerate() {
+    let plan = row_groups(items, Limits::ROW_GROUP);
+    let Some(first) = plan.first() else {
+        return Ok(());
+    };
+    let encoder = RowGroupEncoder::new(job, items, first)?;
+    let mut open: Option<FileWriter<'_>> = None;
+    let mut at = 0;
+    while at < plan.len() {
+        let (encoded, _helpers) = encode_some(&encoder, &plan[at..], &job.spare)?;
+        for row_group in encoded {
+            at += 1;
             let mut file = match open.take() {
                 Some(file) => file,
                 None => {
                     send(Piece::Open(group))?;
-                    FileEncoder::new(job, items, slices, Sink::new(pieces.clone()))?
+                    FileWriter::new(job, items, &encoder, Sink::new(pieces.clone()))?
                 }
             };
-            file.write_row_group(slices)?;
-            let next = plan.get(i + 1).and_then(|slices| slices.first());
+            file.append(row_group)?;
+            let next = plan.get(at).and_then(|slices| slices.first());
             if next.is_none() || file.bytes_written() >= job.file_bytes_target {
                 let finished = file.finish(group, next)?;
                 send(Piece::Close(Box::new(finished)))?;
@@ -160,51 +106,54 @@ pub(super) fn run(job: &Job, pieces: &mpsc::Sender<Piece>) -> Result<(), EncodeE
     Ok(())
 }
 
-struct FileEncoder<'a> {
+/// The first row group of a plan, and as many of the next as there are threads to spare. Those stay taken until what they
+/// made is no longer in memory.
+fn encode_some(
+    encoder: &RowGroupEncoder<'_>,
+    plan: &[Vec<Slice>],
+    spare: &SpareThreads,
+) -> Result<(Vec<EncodedRowGroup>, Vec<Helper>), EncodeError> {
+    let Some((own, rest)) = plan.split_first() else {
+        return Ok((Vec::new(), Vec::new()));
+    };
+    let helpers: Vec<Helper> = rest.iter().map_while(|_| spare.take()).collect();
+    let encoded: Result<Vec<_>, _> = std::thread::scope(|scope| {
+        let others: Vec<_> = rest
+            .iter()
+            .take(helpers.len())
+            .map(|slices| scope.spawn(|| encoder.encode(slices)))
+            .collect();
+        let own = encoder.encode(own);
+        let others = others.into_iter().map(|thread| {
+            thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
+        std::iter::once(own).chain(others).collect()
+    });
+    Ok((encoded?, helpers))
+}
+
+struct FileWriter<'a> {
     job: &'a Job,
     items: &'a [PartitionRows],
     writer: SerializedFileWriter<Sink>,
-    factory: ArrowRowGroupWriterFactory,
-    schema: TypePtr,
-    properties: Arc<WriterProperties>,
     ranges: Vec<Covered>,
     checksums: Vec<u64>,
     metrics: Metrics,
 }
 
-/// What the file has of one of the items.
-struct Covered {
-    item: usize,
-    start: Offset,
-    rows: u64,
-}
-
-impl<'a> FileEncoder<'a> {
+impl<'a> FileWriter<'a> {
     fn new(
         job: &'a Job,
         items: &'a [PartitionRows],
-        first: &[Slice],
+        encoder: &RowGroupEncoder<'_>,
         sink: Sink,
     ) -> Result<Self, EncodeError> {
-        let arrow_schema = job.columns.arrow_schema();
-        let converter = ArrowSchemaConverter::new().schema_root("table");
-        let descriptor = converter.convert(arrow_schema)?;
-        let rows = first.iter().map(|s| s.len).sum();
-        let keys = first.iter().flat_map(|s| {
-            let keys = &items[s.item].batches[s.batch].keys;
-            (s.from..s.from + s.len).map(|i| keys.is_valid(i).then(|| keys.value(i)))
-        });
-        let pays = settings::dictionary_pays(keys, rows);
-        let properties = settings::properties(&job.columns, &descriptor, job.compression, pays);
-        let schema = descriptor.root_schema_ptr();
-        let writer = SerializedFileWriter::new(sink, Arc::clone(&schema), Arc::clone(&properties))?;
         Ok(Self {
-            factory: ArrowRowGroupWriterFactory::new(&writer, Arc::clone(arrow_schema)),
             job,
             items,
-            writer,
-            schema,
-            properties,
+            writer: encoder.file(sink)?,
             ranges: Vec::new(),
             checksums: Vec::new(),
             metrics: Metrics::new(codec::micros(job.archived_at)?),
@@ -215,87 +164,20 @@ impl<'a> FileEncoder<'a> {
         self.writer.bytes_written() as u64
     }
 
-    fn write_row_group(&mut self, slices: &[Slice]) -> Result<(), EncodeError> {
-        let number = self.writer.flushed_row_groups().len();
-        let mut writers = self.factory.create_column_writers(number)?;
-        for slice in slices {
-            self.write_slice(*slice, &mut writers)?;
-            #[cfg(feature = "failpoints")]
-            fail::fail_point!("writer::mid_row_group", |_| Err(EncodeError::FailPoint));
-        }
-        self.append_row_group(writers)
-    }
-
-    fn write_slice(
-        &mut self,
-        slice: Slice,
-        writers: &mut [ArrowColumnWriter],
-    ) -> Result<(), EncodeError> {
-        let job = self.job;
-        let item = &self.items[slice.item];
-        let context = RowContext {
-            topic: &job.topic,
-            generation: item.generation,
-            partition: item.partition,
-            archived_at: job.archived_at,
-        };
-        self.cover(slice);
-        let rows = item.batches[slice.batch].slice(slice.from, slice.len);
-        for rows in pieces(&rows, Limits::PIECE) {
-            let encoded = codec::encode(&job.columns, context, &rows)?;
-            self.metrics.take(&context, &rows, &encoded);
-            let mut writers = writers.iter_mut();
-            let fields = job.columns.arrow_schema().fields();
-            for (field, array) in fields.iter().zip(encoded.columns()) {
-                for (leaf, writer) in compute_leaves(field, array)?.iter().zip(&mut writers) {
-                    writer.write(leaf)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn cover(&mut self, slice: Slice) {
-        let rows = slice.len as u64;
-        match self.ranges.last_mut() {
-            Some(last) if last.item == slice.item => last.rows += rows,
-            _ => self.ranges.push(Covered {
-                item: slice.item,
-                start: start_of(self.items, slice),
-                rows,
-            }),
-        }
-    }
-
-    /// Puts the finished columns into the file. They go through a file in memory, the one way to get at their bytes.
-    fn append_row_group(&mut self, writers: Vec<ArrowColumnWriter>) -> Result<(), EncodeError> {
-        let mut memory = SerializedFileWriter::new(
-            Vec::new(),
-            Arc::clone(&self.schema),
-            Arc::clone(&self.properties),
-        )?;
-        let mut row_group = memory.next_row_group()?;
-        let mut closes = Vec::with_capacity(writers.len());
-        for writer in writers {
-            let chunk = writer.close()?;
-            closes.push(chunk.close().clone());
-            chunk.append_to_row_group(&mut row_group)?;
-        }
-        let placed = row_group.close()?;
-        let memory = memory.into_inner()?;
+    fn append(&mut self, encoded: EncodedRowGroup) -> Result<(), EncodeError> {
         let mut row_group = self.writer.next_row_group()?;
-        for (close, column) in closes.into_iter().zip(placed.columns()) {
-            let (start, len) = column.byte_range();
-            let chunk = usize::try_from(start)
-                .ok()
-                .zip(usize::try_from(start + len).ok())
-                .and_then(|(from, to)| memory.get(from..to))
-                .ok_or_else(|| ParquetError::General("column chunk is not there".to_owned()))?;
-            let checked = with_checksums(chunk, close)?;
-            self.checksums.push(footer::checksum(&checked.bytes));
-            row_group.append_column(&Bytes::from(checked.bytes), checked.close)?;
+        for chunk in encoded.chunks {
+            self.checksums.push(footer::checksum(&chunk.bytes));
+            row_group.append_column(&Bytes::from(chunk.bytes), chunk.close)?;
         }
         row_group.close()?;
+        self.metrics.merge(&encoded.metrics);
+        for covered in encoded.covered {
+            match self.ranges.last_mut() {
+                Some(last) if last.item == covered.item => last.rows += covered.rows,
+                _ => self.ranges.push(covered),
+            }
+        }
         Ok(())
     }
 
@@ -342,20 +224,5 @@ impl<'a> FileEncoder<'a> {
             })
         };
         self.ranges.iter().map(range).collect()
-    }
-}
-
-/// The first offset that a slice covers: of the item's first rows, where the item begins.
-fn start_of(items: &[PartitionRows], slice: Slice) -> Offset {
-    let item = &items[slice.item];
-    let first = slice.from == 0
-        && item.batches[..slice.batch]
-            .iter()
-            .all(EventColumns::is_empty);
-    let row = || item.batches[slice.batch].offsets.value(slice.from);
-    if first {
-        item.range.start()
-    } else {
-        Offset::new(row()).unwrap_or_default()
     }
 }

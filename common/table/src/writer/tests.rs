@@ -11,7 +11,7 @@ use crate::scan::read_footer;
 use crate::schema::{Column, TableSettings};
 use crate::test_table::{
     ARCHIVED_AT, columns, joined, partitioned_by, planned, range, read, rows, same, storage, table,
-    topic, write, written,
+    topic, write, write_with, written,
 };
 
 const LARGE: u64 = FILE_BYTES_TARGET;
@@ -304,6 +304,35 @@ async fn files_end_at_their_target_and_tile_what_a_partition_covers() {
     assert!(same(&joined(runs), &written(&items)));
 }
 
+/// Bytes, bounds and ranges are the same, however many row groups were encoded at once.
+#[tokio::test]
+async fn threads_that_help_change_nothing() {
+    let table = table(&TableSettings::default());
+    let value = 64 << 10;
+    let items = vec![
+        rows(0, range(0, 10), vec![noise(3..9, 100)]),
+        rows(2, range(0, 300_000), vec![columns(0..290_000)]),
+        rows(4, range(0, 2000), vec![noise(10..1500, value)]),
+    ];
+    let mut seen = Vec::new();
+    for spare in [0, 1, 3] {
+        let (storage, spare) = (storage(), SpareThreads::new(spare));
+        let target = 8 << 20;
+        let files = write_with(&table, &storage, items.clone(), target, spare.clone()).await;
+        let files = files.unwrap();
+        assert!(files.len() > 2, "{} files", files.len());
+        let mut stored = Vec::new();
+        for file in &files {
+            let path = file.data_file.file_path();
+            stored.push(storage.get(path).await.unwrap());
+        }
+        let ranges: Vec<_> = files.iter().map(|f| f.ranges.clone()).collect();
+        let described: Vec<_> = files.into_iter().map(|f| f.data_file).collect();
+        seen.push((stored, ranges, described));
+    }
+    assert!(seen.windows(2).all(|w| w[0] == w[1]));
+}
+
 #[tokio::test]
 async fn h20_a_record_of_a_hundred_megabytes_is_stored() {
     let (table, storage) = (table(&TableSettings::default()), storage());
@@ -383,6 +412,7 @@ async fn rows_that_break_the_rules_are_refused_before_anything_is_stored() {
         archived_at: Millis(i64::MAX),
         rows: vec![],
         file_bytes_target: LARGE,
+        spare: SpareThreads::none(),
     };
     let ids = everlog_common::clock::SeededIds::new(1);
     let refused = write_files(request, &ids).await;

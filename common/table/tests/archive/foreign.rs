@@ -1,7 +1,8 @@
 //! Other engines and operators: what is walked past, what stops the archive, and how it goes on.
 
-use everlog_common::Ledger;
+use everlog_common::{Ids, Ledger};
 use everlog_table::archive::{ArchiveError, ArchiveErrorKind};
+use everlog_table::manifests;
 use iceberg::TableUpdate;
 use iceberg::spec::Operation;
 
@@ -145,4 +146,59 @@ async fn a_ledger_property_that_somebody_changed_is_not_believed() {
     rig.commit(&table, vec![], updates).await;
     let error = archive.state().await.expect_err("not believed");
     assert_eq!(error.kind(), ArchiveErrorKind::ForeignChange, "{error}");
+}
+
+#[tokio::test]
+async fn damaged_manifests_and_metadata_are_told_and_end_nothing() {
+    let rig = Rig::new(90);
+    let archive = rig.process().await;
+    for _ in 0..3 {
+        rig.append(&archive, &[(0, 2), (1, 3)]).await;
+    }
+    let table = rig.load().await;
+    let storage = archive.storage().await.expect("a store");
+    let head = table.metadata.current_snapshot().expect("a head");
+    let version = table.metadata.format_version();
+    let list = manifests::read_list(&storage, head, version).await;
+    let manifest = list.expect("a list").remove(0);
+    let (mut refused, mut read) = (0, 0);
+    for uri in [
+        head.manifest_list(),
+        manifest.manifest_path.as_str(),
+        table.metadata_location.as_str(),
+    ] {
+        let whole = storage.get(uri).await.expect("a file");
+        for _ in 0..1_500 {
+            let mut bytes = whole.to_vec();
+            for _ in 0..=rig.ids.below(4) {
+                let place = usize::try_from(rig.ids.below(bytes.len() as u64)).expect("small");
+                bytes[place] = match rig.ids.below(3) {
+                    0 => u8::try_from(rig.ids.below(256)).expect("a byte"),
+                    1 => 0xff,
+                    _ => bytes[place] ^ (1 << rig.ids.below(8)),
+                };
+            }
+            storage.put(uri, bytes.into()).await.expect("stored");
+            let outcome = if uri == table.metadata_location {
+                rig.catalog.load(&rig.ident()).await.map(drop).is_ok()
+            } else if uri == manifest.manifest_path {
+                manifests::read_manifest(&storage, &manifest).await.is_ok()
+            } else {
+                manifests::read_list(&storage, head, version).await.is_ok()
+            };
+            // Whatever is read of it: the counts of a state are no reason to end either.
+            drop(archive.state().await);
+            if outcome {
+                read += 1;
+            } else {
+                refused += 1;
+            }
+        }
+        storage.put(uri, whole).await.expect("mended");
+    }
+    assert!(
+        refused > 500 && read > 100,
+        "{refused} refused, {read} read"
+    );
+    rig.check().await;
 }

@@ -1,16 +1,28 @@
 //! Expiry and removal: what goes, what stays, and that nothing that anybody may need goes.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use everlog_common::Ledger;
-use everlog_table::archive::{ArchiveOptions, CommitOutcome};
-use everlog_table::catalog::memory::{Call, Fault};
-use everlog_table::maintain::{ExpirySettings, MaintenanceSettings};
+use everlog_table::archive::{
+    Archive, ArchiveDeps, ArchiveError, ArchiveErrorKind, ArchiveOptions, CommitOutcome,
+};
+use everlog_table::catalog::memory::{Call, Fault, MemoryCatalog};
+use everlog_table::catalog::{
+    Catalog, CatalogError, CommitReply, CreateReply, LoadedTable, NewTable,
+};
+use everlog_table::maintain::{ExpirySettings, MaintenanceSettings, Removal, plan_expiry};
+use everlog_table::schema::TableSettings;
 use everlog_table::snapshot::{LeaseMode, SnapshotSelector};
-use iceberg::TableUpdate;
-use iceberg::spec::Operation;
+use everlog_table::storage::Storage;
+use iceberg::spec::{Operation, SnapshotReference, SnapshotRetention};
+use iceberg::{NamespaceIdent, TableIdent, TableRequirement, TableUpdate};
+use object_store::local::LocalFileSystem;
+use uuid::Uuid;
 
-use crate::rig::{Foreign, Rig, committed, main_history};
+use crate::rig::{Foreign, NAMESPACE, Rig, WAREHOUSE, committed, main_history, topic};
 
 const HOUR: Duration = Duration::from_hours(1);
 
@@ -67,9 +79,9 @@ async fn expiry_keeps_the_head_the_tagged_the_branched_and_the_newest() {
     let history = main_history(&rig.load().await.metadata);
     rig.tag("year-end", history[30]).await;
     let table = rig.load().await;
-    let reference = iceberg::spec::SnapshotReference::new(
+    let reference = SnapshotReference::new(
         history[35],
-        iceberg::spec::SnapshotRetention::Branch {
+        SnapshotRetention::Branch {
             min_snapshots_to_keep: None,
             max_snapshot_age_ms: None,
             max_ref_age_ms: None,
@@ -179,7 +191,7 @@ async fn what_nothing_needs_goes_after_a_day_and_everything_else_stays_readable(
     let archive = rig.process().await;
     let before = rig.objects();
     let dry = MaintenanceSettings {
-        deletes: false,
+        removal: Removal::Count,
         ..MaintenanceSettings::default()
     };
     let counted = archive.maintain(&dry).await.expect("maintained");
@@ -372,4 +384,369 @@ async fn a_folder_that_does_not_show_the_tables_own_files_is_left_alone() {
         .expect("maintained");
     rig.check().await;
     assert_eq!(metadata(rig.objects()), before);
+}
+
+/// Another catalog on the same warehouse: another `catalog.name`, an address by mistake, a lost database.
+fn other_catalog(rig: &Rig) -> Arc<MemoryCatalog> {
+    let store = LocalFileSystem::new_with_prefix(rig.folder.path()).expect("a store");
+    Arc::new(MemoryCatalog::new(
+        Arc::new(store),
+        WAREHOUSE,
+        Arc::clone(&rig.clock) as _,
+        Arc::clone(&rig.ids) as _,
+    ))
+}
+
+async fn archive_of(rig: &Rig, catalog: &Arc<MemoryCatalog>) -> Result<Archive, ArchiveError> {
+    let deps = ArchiveDeps {
+        catalog: Arc::clone(catalog) as _,
+        ..rig.deps()
+    };
+    Archive::open_or_create(deps, NAMESPACE, &topic(), &TableSettings::default()).await
+}
+
+#[tokio::test]
+async fn d1_a_catalog_that_does_not_know_a_table_makes_none_in_its_folder() {
+    let rig = Rig::new(80);
+    used_table(&rig).await;
+    let before = rig.objects();
+    let error = archive_of(&rig, &other_catalog(&rig))
+        .await
+        .expect_err("the folder is taken");
+    assert_eq!(error.kind(), ArchiveErrorKind::Invalid);
+    let told = format!("{error:?}");
+    assert!(
+        told.contains("lake://warehouse/everlog/orders") && told.contains("catalog.name"),
+        "{told}"
+    );
+    assert_eq!(rig.objects(), before);
+    rig.check().await;
+}
+
+#[tokio::test]
+async fn d1_of_two_tables_in_one_folder_neither_loses_a_file() {
+    let rig = Rig::new(81);
+    // Both are made while nothing is there yet, so neither catalog can know of the other.
+    let other = other_catalog(&rig);
+    let theirs = archive_of(&rig, &other).await.expect("an archive");
+    used_table(&rig).await;
+    let ours = rig.process().await;
+    let (before, settings) = (rig.objects(), MaintenanceSettings::default());
+    let report = theirs.maintain(&settings).await.expect("maintained");
+    let reason = report.held_back.expect("a reason");
+    assert!(reason.contains("another table's metadata"), "{reason}");
+    assert_eq!(report.files_deleted, 0);
+    assert_eq!(rig.objects(), before);
+    // An empty table's only file stays, and holds up nothing.
+    let report = ours.maintain(&settings).await.expect("maintained");
+    assert_eq!(report.held_back, None);
+    assert!(report.files_deleted > 0);
+    let empty = other.load(&rig.ident()).await.expect("a catalog");
+    assert!(empty.is_some(), "its metadata is there");
+    // From their first rows on, ours is held up too.
+    let ledger = theirs.state().await.expect("a state").ledger;
+    let request = rig.request(&ledger, &[(0, 3)]).await;
+    committed(theirs.append(request).await);
+    rig.clock.advance(HOUR * 48);
+    rig.append(&ours, &[(0, 1)]).await;
+    rig.stamp_files();
+    let before = rig.objects();
+    for archive in [&ours, &theirs] {
+        let report = archive.maintain(&settings).await.expect("maintained");
+        assert_eq!(report.files_deleted, 0);
+        assert!(report.held_back.is_some(), "{report:?}");
+    }
+    assert!(rig.objects().is_superset(&before));
+    rig.check().await;
+}
+
+#[tokio::test]
+async fn a_data_folder_that_other_tables_may_share_is_not_searched() {
+    let rig = Rig::new(82);
+    used_table(&rig).await;
+    let archive = rig.process().await;
+    let table = rig.load().await;
+    let storage = archive.storage().await.expect("a store");
+    let put = |uri: String| {
+        let storage = storage.clone();
+        async move {
+            let bytes = bytes::Bytes::from_static(b"rows");
+            storage.put(&uri, bytes).await.expect("stored");
+            uri
+        }
+    };
+    let shared = put(format!("{WAREHOUSE}/fast/another-tables.parquet")).await;
+    let orphan = put(format!("{}/data/orphan.parquet", table.metadata.location())).await;
+    let updates = vec![TableUpdate::SetProperties {
+        updates: [("write.data.path".to_owned(), format!("{WAREHOUSE}/fast"))].into(),
+    }];
+    rig.commit(&table, vec![], updates).await;
+    rig.stamp_files();
+    rig.clock.advance(HOUR * 48);
+    rig.append(&archive, &[(0, 1)]).await;
+    rig.stamp_files();
+    let report = archive
+        .maintain(&MaintenanceSettings::default())
+        .await
+        .expect("maintained");
+    assert!(report.not_searched.is_some_and(|why| why.contains("/fast")));
+    assert!(storage.exists(&shared).await.expect("a store"));
+    assert!(!storage.exists(&orphan).await.expect("a store"));
+    rig.check().await;
+    // A folder of its own is searched, as soon as it shows files of its own.
+    let own = format!("{}/fast", table.metadata.location());
+    let orphan = put(format!("{own}/orphan.parquet")).await;
+    let updates = vec![TableUpdate::SetProperties {
+        updates: [("write.folder-storage.path".to_owned(), own)].into(),
+    }];
+    let table = rig.load().await;
+    let removals = vec![TableUpdate::RemoveProperties {
+        removals: vec!["write.data.path".to_owned()],
+    }];
+    rig.commit(&table, vec![], removals).await;
+    let table = rig.load().await;
+    rig.commit(&table, vec![], updates).await;
+    rig.stamp_files();
+    rig.clock.advance(HOUR * 48);
+    rig.append(&archive, &[(0, 1)]).await;
+    rig.stamp_files();
+    let report = archive
+        .maintain(&MaintenanceSettings::default())
+        .await
+        .expect("maintained");
+    assert!(report.held_back.is_some_and(|why| why.contains("/fast")));
+    assert!(storage.exists(&orphan).await.expect("a store"));
+    let ledger = archive.state().await.expect("a state").ledger;
+    let range = rig.advance(&ledger, 0, 2);
+    let mut request = rig.request_of(vec![range]).await;
+    let live = format!("{}/fast/live.parquet", table.metadata.location());
+    request.files[0] = rig
+        .file_at(&put(live).await, request.files[0].ranges.clone())
+        .await;
+    committed(archive.append(request).await);
+    rig.stamp_files();
+    rig.clock.advance(HOUR * 48);
+    rig.append(&archive, &[(0, 1)]).await;
+    rig.stamp_files();
+    let report = archive
+        .maintain(&MaintenanceSettings::default())
+        .await
+        .expect("maintained");
+    assert_eq!(report.held_back, None);
+    assert!(!storage.exists(&orphan).await.expect("a store"));
+    rig.check().await;
+}
+
+/// Deletes old metadata as a server does that keeps few versions: all but the current.
+fn forget_old_metadata(rig: &Rig, current: &str) {
+    let name = current.rsplit('/').next().expect("a name");
+    for path in rig.objects() {
+        if path.ends_with(".metadata.json") && !path.ends_with(name) {
+            std::fs::remove_file(path).expect("deleted");
+        }
+    }
+}
+
+#[tokio::test]
+async fn where_nobody_can_tell_the_past_files_go_an_hour_after_they_were_seen_unneeded() {
+    let rig = Rig::new(83);
+    used_table(&rig).await;
+    let archive = rig.process().await;
+    let settings = MaintenanceSettings {
+        orphan_interval: Duration::ZERO,
+        ..MaintenanceSettings::default()
+    };
+    let mut deleted = Vec::new();
+    for _ in 0..4 {
+        rig.append(&archive, &[(0, 1)]).await;
+        rig.stamp_files();
+        forget_old_metadata(&rig, &rig.load().await.metadata_location);
+        let report = archive.maintain(&settings).await.expect("maintained");
+        assert_eq!(report.held_back, None);
+        deleted.push(report.files_deleted);
+        // Another process has not seen anything for an hour.
+        let fresh = rig.process().await;
+        let report = fresh.maintain(&settings).await.expect("maintained");
+        assert_eq!(report.files_deleted, 0);
+        rig.clock.advance(Duration::from_mins(25));
+    }
+    assert_eq!(deleted[..3], [0, 0, 0], "{deleted:?}");
+    assert!(deleted[3] > 50, "{deleted:?}");
+    rig.check().await;
+}
+
+#[tokio::test]
+async fn with_removal_off_snapshots_expire_and_nothing_is_looked_for() {
+    let rig = Rig::new(84);
+    let archive = rig.process().await;
+    for _ in 0..40 {
+        rig.append(&archive, &[(0, 1)]).await;
+        rig.clock.advance(Duration::from_mins(10));
+    }
+    // What a search would stumble on.
+    let head = rig.load().await.metadata_location;
+    forget_old_metadata(&rig, &head);
+    let settings = MaintenanceSettings {
+        removal: Removal::Off,
+        ..MaintenanceSettings::default()
+    };
+    let report = archive.maintain(&settings).await.expect("maintained");
+    assert_eq!(report.snapshots_expired, 20);
+    assert_eq!((report.files_waiting, report.data_searched), (0, false));
+    rig.check().await;
+}
+
+/// A catalog before which another engine tags a snapshot right when a commit removes it.
+#[derive(Debug)]
+struct Tagging {
+    inner: Arc<dyn Catalog>,
+    exactly: bool,
+    tagged: Mutex<Vec<i64>>,
+    rode: AtomicBool,
+}
+
+impl Tagging {
+    fn before(rig: &mut Rig, exactly: bool) -> Arc<Self> {
+        let tagging = Arc::new(Self {
+            inner: Arc::clone(&rig.catalog),
+            exactly,
+            tagged: Mutex::default(),
+            rode: AtomicBool::new(false),
+        });
+        rig.catalog = Arc::clone(&tagging) as _;
+        tagging
+    }
+
+    fn tagged(&self) -> Vec<i64> {
+        self.tagged.lock().expect("a lock").clone()
+    }
+}
+
+#[async_trait]
+impl Catalog for Tagging {
+    async fn ensure_namespace(&self, namespace: &NamespaceIdent) -> Result<(), CatalogError> {
+        self.inner.ensure_namespace(namespace).await
+    }
+    async fn list_tables(&self, namespace: &NamespaceIdent) -> Result<Vec<String>, CatalogError> {
+        self.inner.list_tables(namespace).await
+    }
+    async fn load(&self, table: &TableIdent) -> Result<Option<LoadedTable>, CatalogError> {
+        self.inner.load(table).await
+    }
+    async fn create(&self, table: NewTable) -> Result<CreateReply, CatalogError> {
+        self.inner.create(table).await
+    }
+    async fn commit(
+        &self,
+        base: &LoadedTable,
+        requirements: Vec<TableRequirement>,
+        updates: Vec<TableUpdate>,
+        key: Uuid,
+    ) -> CommitReply {
+        let adds = |u: &TableUpdate| matches!(u, TableUpdate::AddSnapshot { .. });
+        let doomed = updates.iter().find_map(|update| match update {
+            TableUpdate::RemoveSnapshots { snapshot_ids } => snapshot_ids.first().copied(),
+            _ => None,
+        });
+        if let Some(doomed) = doomed {
+            if updates.iter().any(adds) {
+                self.rode.store(true, Ordering::SeqCst);
+            }
+            let first = self.tagged().is_empty();
+            if first && self.exactly {
+                let table = self.inner.load(&base.ident).await.expect("a catalog");
+                let tag = vec![TableUpdate::SetSnapshotRef {
+                    ref_name: "year-end".to_owned(),
+                    reference: SnapshotReference::new(
+                        doomed,
+                        SnapshotRetention::Tag {
+                            max_ref_age_ms: None,
+                        },
+                    ),
+                }];
+                let reply = self
+                    .inner
+                    .commit(&table.expect("a table"), vec![], tag, key)
+                    .await;
+                assert!(matches!(reply, CommitReply::Committed(_)), "{reply:?}");
+            }
+            self.tagged.lock().expect("a lock").push(doomed);
+        }
+        self.inner.commit(base, requirements, updates, key).await
+    }
+    fn removes_exactly(&self) -> bool {
+        self.exactly
+    }
+    fn storage_for(&self, table: &LoadedTable) -> Result<Storage, CatalogError> {
+        self.inner.storage_for(table)
+    }
+}
+
+#[tokio::test]
+async fn d2_a_tag_that_another_engine_makes_while_its_snapshot_is_about_to_expire_stays() {
+    for by_commit in [true, false] {
+        let mut rig = Rig::new(85);
+        let tagging = Tagging::before(&mut rig, true);
+        let options = if by_commit {
+            expiring()
+        } else {
+            ArchiveOptions::default()
+        };
+        let archive = rig.process_with(options).await;
+        for _ in 0..60 {
+            rig.append(&archive, &[(0, 1)]).await;
+            rig.clock.advance(Duration::from_mins(5));
+        }
+        let settings = MaintenanceSettings::default();
+        archive.maintain(&settings).await.expect("maintained");
+        assert_eq!(tagging.rode.load(Ordering::SeqCst), by_commit);
+        let (tagged, table) = (tagging.tagged(), rig.load().await);
+        assert!(tagged.len() > 1, "it was planned anew: {tagged:?}");
+        let kept = table.metadata.snapshot_for_ref("year-end");
+        assert_eq!(kept.map(|s| s.snapshot_id()), Some(tagged[0]));
+        assert!(table.metadata.snapshots().len() < 40);
+        rig.check().await;
+    }
+}
+
+#[tokio::test]
+async fn d2_where_a_catalog_may_rebase_removals_expiry_never_goes_along_with_a_commit() {
+    let mut rig = Rig::new(86);
+    let tagging = Tagging::before(&mut rig, false);
+    let archive = rig.process_with(expiring()).await;
+    for _ in 0..60 {
+        rig.append(&archive, &[(0, 1)]).await;
+        rig.clock.advance(Duration::from_mins(5));
+    }
+    assert!(!tagging.rode.load(Ordering::SeqCst));
+    assert!(tagging.tagged().len() > 1, "it was done apart");
+    let table = rig.load().await;
+    assert!(table.metadata.snapshots().len() <= 20 + 16 + 12);
+    // A tag that is moved meanwhile is among the requirements.
+    let refs = [(
+        "v1".to_owned(),
+        table.metadata.current_snapshot_id().expect("a head"),
+    )];
+    let references = refs
+        .iter()
+        .map(|(name, id)| {
+            let retention = SnapshotRetention::Tag {
+                max_ref_age_ms: None,
+            };
+            (name.clone(), SnapshotReference::new(*id, retention))
+        })
+        .collect();
+    let settings = ExpirySettings {
+        count_min: 1,
+        count_max: 1,
+        ..ExpirySettings::default()
+    };
+    let now = everlog_common::Clock::now(&*rig.clock);
+    let plan = plan_expiry(&table.metadata, &references, now, &settings);
+    let required = TableRequirement::RefSnapshotIdMatch {
+        r#ref: "v1".to_owned(),
+        snapshot_id: Some(refs[0].1),
+    };
+    assert!(plan.requirements().contains(&required));
+    rig.check().await;
 }

@@ -19,7 +19,7 @@ use everlog_table::catalog::{Catalog, CommitReply, LoadedTable};
 use everlog_table::files::{EncodedFile, FileRange, PartitionRows};
 use everlog_table::manifests;
 use everlog_table::schema::{Column, TableSettings};
-use everlog_table::writer::{FILE_BYTES_TARGET, WriteRequest, write_files};
+use everlog_table::writer::{FILE_BYTES_TARGET, SpareThreads, WriteRequest, write_files};
 use iceberg::spec::{
     DataContentType, DataFile, DataFileBuilder, DataFileFormat, Datum, Literal, MAIN_BRANCH,
     ManifestEntry, ManifestFile, ManifestWriterBuilder, Operation, Snapshot, SnapshotReference,
@@ -171,12 +171,18 @@ impl Rig {
         let number = self.files.fetch_add(1, Ordering::SeqCst);
         let table = self.load().await;
         let path = format!("{}/data/{number:05}.parquet", table.metadata.location());
+        self.file_at(&path, ranges).await
+    }
+
+    /// The same under a name.
+    pub async fn file_at(&self, path: &str, ranges: Vec<FileRange>) -> EncodedFile {
+        let table = self.load().await;
         let storage = self.catalog.storage_for(&table).expect("a storage");
-        let bytes = Bytes::from(format!("rows of file {number}"));
+        let bytes = Bytes::from(format!("rows of file {path}"));
         let size = bytes.len() as u64;
-        storage.put(&path, bytes).await.expect("stored");
+        storage.put(path, bytes).await.expect("stored");
         EncodedFile {
-            data_file: data_file(&path, size, &ranges, self.clock.now()),
+            data_file: data_file(path, size, &ranges, self.clock.now()),
             partition_spec_id: table.metadata.default_partition_spec_id(),
             rows: ranges.iter().map(|range| range.rows).sum(),
             bytes: size,
@@ -602,6 +608,7 @@ pub async fn written(
                 batches: vec![builder.finish()],
             }],
             file_bytes_target: FILE_BYTES_TARGET,
+            spare: SpareThreads::none(),
         },
         &RandomIds,
     )

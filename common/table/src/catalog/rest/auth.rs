@@ -10,10 +10,15 @@ use tokio::time::Instant;
 
 use super::super::CatalogError;
 use super::super::properties::{optional, wrong};
+use super::client::{read_body, shown};
 use super::protocol::{self, Token};
 
 /// Asked for where no `scope` is given.
 const DEFAULT_SCOPE: &str = "catalog";
+/// After an early renewal that failed, the next is tried this much later; meanwhile the old token is used.
+const RETRY_AFTER: Duration = Duration::from_secs(30);
+/// An answer longer than this is no token's.
+const ANSWER_BYTES_MAX: usize = 1 << 20;
 /// A token is renewed when this much of its life is over, of eight parts.
 const RENEW_AFTER_EIGHTHS: u32 = 6;
 
@@ -149,7 +154,7 @@ impl Credential {
             return Ok(token.clone());
         }
         let asked_at = Instant::now();
-        match self.fetch(http).await {
+        match self.fetch(http, current.is_some()).await {
             Ok(fetched) => {
                 let life = fetched.expires_in.map(Duration::from_secs);
                 let renew_at = life.map(|life| asked_at + life * RENEW_AFTER_EIGHTHS / 8);
@@ -160,10 +165,11 @@ impl Credential {
                 });
                 Ok(token)
             }
-            Err(error) => match &*current {
+            Err(error) => match &mut *current {
                 // Early renewal failed: the old one has a quarter of its life left, and a 401 would tell.
-                Some(Current { token, .. }) if refused != Some(token) => {
+                Some(Current { token, renew_at }) if refused != Some(token) => {
                     tracing::warn!(%error, "catalog token not renewed, using the old one");
+                    *renew_at = Some(Instant::now() + RETRY_AFTER);
                     Ok(token.clone())
                 }
                 _ => Err(error),
@@ -171,8 +177,9 @@ impl Credential {
         }
     }
 
-    async fn fetch(&self, http: &reqwest::Client) -> Result<Token, CatalogError> {
-        let what = format!("get a token from {}", self.token_uri);
+    /// Asks for a token. `known`: this endpoint gave one before, so it is one, whatever is in between says.
+    async fn fetch(&self, http: &reqwest::Client, known: bool) -> Result<Token, CatalogError> {
+        let what = format!("get a token from {}", shown(&self.token_uri));
         let unavailable = |error: reqwest::Error| CatalogError::Unavailable {
             what: what.clone(),
             source: Box::new(error.without_url()),
@@ -180,17 +187,19 @@ impl Credential {
         let sent = http.post(&self.token_uri).form(&self.form).send().await;
         let answer = sent.map_err(unavailable)?;
         let status = answer.status().as_u16();
-        let body: Bytes = answer.bytes().await.map_err(unavailable)?;
+        let body = match read_body(answer, ANSWER_BYTES_MAX).await {
+            Ok(body) => body,
+            Err(source) => return Err(CatalogError::Unavailable { what, source }),
+        };
         match status {
             200..=299 => {}
-            400..=403 => {
-                return Err(CatalogError::Unauthorized {
-                    what,
-                    message: format!("{status} {}", oauth_message(&body)),
-                });
+            401 | 403 => return Err(denied(what, status, oauth_message(&body))),
+            // Without a word of the protocol it comes from something in between, and passes.
+            400 | 402 if oauth_message(&body).is_some() => {
+                return Err(denied(what, status, oauth_message(&body)));
             }
-            404 | 405 => {
-                let message = format!("{} is no token endpoint ({status})", self.token_uri);
+            404 | 405 if !known => {
+                let message = format!("{} is no token endpoint ({status})", shown(&self.token_uri));
                 return Err(wrong("oauth2-server-uri", message));
             }
             _ => {
@@ -214,17 +223,34 @@ impl Credential {
     }
 }
 
+fn denied(what: String, status: u16, message: Option<String>) -> CatalogError {
+    CatalogError::Unauthorized {
+        what,
+        message: format!("{status} {}", message.unwrap_or_default())
+            .trim_end()
+            .to_owned(),
+    }
+}
+
 /// OAuth2 errors have `error` and `error_description`; nothing else of the body is shown, it might repeat the secret.
-fn oauth_message(body: &Bytes) -> String {
-    let json: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
-    let text = |key: &str| {
-        json.get(key)
-            .and_then(serde_json::Value::as_str)
-            .unwrap_or_default()
+/// None where there is no `error`: a catalog's own token endpoint may answer with its own form of it, or something else.
+fn oauth_message(body: &Bytes) -> Option<String> {
+    let json: serde_json::Value = serde_json::from_slice(body).ok()?;
+    let text = |json: &serde_json::Value, key: &str| {
+        let text = json.get(key).and_then(serde_json::Value::as_str);
+        text.unwrap_or_default().to_owned()
     };
-    format!("{} {}", text("error"), text("error_description"))
-        .trim()
-        .to_owned()
+    let message = match json.get("error")? {
+        own @ serde_json::Value::Object(_) => {
+            format!("{} {}", text(own, "type"), text(own, "message"))
+        }
+        _ => format!(
+            "{} {}",
+            text(&json, "error"),
+            text(&json, "error_description")
+        ),
+    };
+    Some(message.trim().to_owned())
 }
 
 #[cfg(test)]

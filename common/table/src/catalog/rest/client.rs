@@ -52,7 +52,7 @@ pub(super) struct Client {
 impl Debug for Client {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Client")
-            .field("base", &self.base)
+            .field("base", &shown(&self.base))
             .field("auth", &self.auth)
             .field("properties", &self.properties.keys())
             .field("idempotency", &self.idempotency)
@@ -98,6 +98,7 @@ impl<'a> Request<'a> {
         Ok(self)
     }
 
+    /// Marks the request for servers that recognise repeated ones.
     pub(super) fn idempotency_key(mut self, key: Uuid) -> Self {
         self.idempotency_key = Some(key);
         self
@@ -122,6 +123,22 @@ pub(super) enum Answer {
 }
 
 impl Answer {
+    /// For the first request to a server: an answer that is not the protocol's tells of a wrong address.
+    pub(super) fn into_first_read(self, what: &str) -> Result<Bytes, CatalogError> {
+        match self {
+            Self::Status {
+                status: 300..=399 | 404 | 405 | 410,
+                message,
+                protocol: false,
+            } => Err(CatalogError::Refused {
+                what: what.to_owned(),
+                message: format!("there is no Iceberg REST catalog: {message}"),
+                source: None,
+            }),
+            answer => answer.into_read(what),
+        }
+    }
+
     /// For requests that change nothing, or may be repeated: there is no unknown outcome.
     pub(super) fn into_read(self, what: &str) -> Result<Bytes, CatalogError> {
         match self {
@@ -160,6 +177,12 @@ impl Answer {
             408 | 499 => CatalogError::OutcomeUnknown {
                 what,
                 source: message.into(),
+            },
+            // Not the catalog's own word: a proxy, a gateway that knows no server for the moment, a page to log in at. It
+            // passes, and does not tell what became of the request.
+            300..=499 if !protocol => CatalogError::OutcomeUnknown {
+                what,
+                source: format!("an answer that is not the catalog's: {message}").into(),
             },
             300..=499 => CatalogError::Refused {
                 what,
@@ -202,13 +225,13 @@ impl Client {
         properties: &BTreeMap<String, String>,
     ) -> Result<Self, CatalogError> {
         let first = Self::with_properties(properties.clone())?;
-        let what = format!("read the configuration of {}", first.base);
+        let what = format!("read the configuration of {}", shown(&first.base));
         let path = ["config".to_owned()];
         let mut request = Request::new(Method::GET, &path, &what);
         if let Some(warehouse) = optional(properties, "warehouse") {
             request = request.query("warehouse", warehouse);
         }
-        let body = first.send(request).await.into_read(&what)?;
+        let body = first.send(request).await.into_first_read(&what)?;
         let config: Config = protocol::decode(&body, &what)?;
         let mut merged = protocol::given(config.defaults);
         merged.extend(properties.iter().map(|(k, v)| (k.clone(), v.clone())));
@@ -345,37 +368,57 @@ impl Client {
     }
 }
 
-/// The header's value for a caller's key. The protocol wants a UUID of version 7; ours are of any, and all that matters is
-/// that equal keys stay equal. The second sending after a 401 is another request to the server, which may have kept that
-/// answer for the first.
+/// The header's value for a caller's key. The protocol wants a UUID of version 7, as [`super::super::commit_key`] makes
+/// them; any other becomes one, equal keys equal ones. The second sending after a 401 is another request to the server,
+/// which may have kept that answer for the first.
 fn idempotency_header(key: Uuid, sent: u8) -> Uuid {
     let mut bytes = key.into_bytes();
     if let Some(last) = bytes.last_mut() {
         *last ^= sent;
     }
-    uuid::Builder::from_bytes(bytes)
-        .with_variant(uuid::Variant::RFC4122)
-        .with_version(uuid::Version::SortRand)
-        .into_uuid()
+    super::super::as_version_7(bytes)
 }
 
-async fn read_answer(mut response: reqwest::Response) -> Answer {
-    let status = response.status().as_u16();
+/// A URI as it may be shown: without a name and a password.
+pub(super) fn shown(uri: &str) -> String {
+    match uri.split_once("://") {
+        Some((scheme, rest)) => {
+            let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+            let host = authority.rsplit_once('@').map_or(authority, |(_, h)| h);
+            format!("{scheme}://{host}{path}")
+        }
+        None => uri.to_owned(),
+    }
+}
+
+/// A whole body of at most so many bytes.
+pub(super) async fn read_body(
+    mut response: reqwest::Response,
+    bytes_max: usize,
+) -> Result<Bytes, super::super::Cause> {
     let mut body = BytesMut::new();
     loop {
         match response.chunk().await {
-            Ok(Some(chunk)) if body.len() + chunk.len() > ANSWER_BYTES_MAX => {
-                return Answer::Lost("the answer does not end".into());
+            Ok(Some(chunk)) if body.len() + chunk.len() > bytes_max => {
+                return Err("the answer does not end".into());
             }
             Ok(Some(chunk)) => body.extend_from_slice(&chunk),
-            Ok(None) => break,
+            Ok(None) => return Ok(body.freeze()),
             // An error status is an answer even if its explanation is cut off.
-            Err(_) if !response.status().is_success() => break,
-            Err(error) => return Answer::Lost(Box::new(error)),
+            Err(_) if !response.status().is_success() => return Ok(body.freeze()),
+            Err(error) => return Err(Box::new(error.without_url())),
         }
     }
-    if response.status().is_success() {
-        return Answer::Body(body.freeze());
+}
+
+async fn read_answer(response: reqwest::Response) -> Answer {
+    let (status, is_success) = (response.status().as_u16(), response.status().is_success());
+    let body = match read_body(response, ANSWER_BYTES_MAX).await {
+        Ok(body) => body,
+        Err(error) => return Answer::Lost(error),
+    };
+    if is_success {
+        return Answer::Body(body);
     }
     let (message, protocol) = explain(status, &body);
     Answer::Status {
@@ -428,6 +471,9 @@ fn headers(properties: &BTreeMap<String, String>) -> Result<HeaderMap, CatalogEr
 
 #[cfg(test)]
 mod tests {
+    use everlog_common::Millis;
+    use everlog_common::clock::RandomIds;
+
     use super::super::super::CatalogErrorKind as Kind;
     use super::*;
 
@@ -471,12 +517,25 @@ mod tests {
                 "{code}"
             );
         }
-        let missing_page = status(404, false).into_failure("load");
-        assert_eq!(
-            missing_page.kind(),
-            Kind::Invalid,
-            "a proxy's 404 is no missing table"
-        );
+    }
+
+    #[test]
+    fn a_page_of_something_in_between_passes_and_leaves_a_commit_open() {
+        for code in [301, 302, 400, 404, 405, 410, 418, 422] {
+            let commit = status(code, false).into_failure("commit");
+            assert_eq!(commit.kind(), Kind::Unknown, "{code}");
+            let read = status(code, false)
+                .into_read("load")
+                .expect_err("no answer");
+            assert_eq!(read.kind(), Kind::Transient, "{code}");
+        }
+        for code in [307, 404] {
+            let first = status(code, false).into_first_read("config");
+            let error = first.expect_err("a wrong address");
+            assert_eq!(error.kind(), Kind::Invalid, "{code}");
+        }
+        let first = status(404, true).into_first_read("config");
+        assert_eq!(first.expect_err("no warehouse").kind(), Kind::NotFound);
     }
 
     #[test]
@@ -492,6 +551,24 @@ mod tests {
         assert_eq!(first.get_version_num(), 7);
         assert_eq!(first, idempotency_header(key, 0));
         assert_ne!(first, idempotency_header(key, 1));
+        let made = super::super::super::commit_key(&RandomIds, Millis(0x0199_aaaa_bbbb));
+        assert_eq!(idempotency_header(made, 0), made);
+        assert_eq!(made.as_u128() >> 80, 0x0199_aaaa_bbbb, "real milliseconds");
+    }
+
+    #[test]
+    fn names_and_passwords_are_not_shown() {
+        for (uri, plain) in [
+            (
+                "https://me:s3cret@host:8181/api/v1",
+                "https://host:8181/api/v1",
+            ),
+            ("http://host/a@b", "http://host/a@b"),
+            ("http://a@b@host", "http://host"),
+            ("https://host?x=a@b", "https://host?x=a@b"),
+        ] {
+            assert_eq!(shown(uri), plain);
+        }
     }
 
     #[test]

@@ -186,10 +186,18 @@ pub(super) struct Token {
     pub(super) expires_in: Option<u64>,
 }
 
+/// Reads a successful answer. One that is not the protocol's at all (a page to log in at, a JSON answer of something in
+/// between) passes; table metadata that cannot be read stays so.
 pub(super) fn decode<T: DeserializeOwned>(body: &Bytes, what: &str) -> Result<T, CatalogError> {
-    serde_json::from_slice(body).map_err(|error| CatalogError::Unreadable {
-        what: format!("answer to {what}"),
-        source: Box::new(error),
+    serde_json::from_slice(body).map_err(|error| {
+        let what = format!("answer to {what}");
+        let source = Box::new(error);
+        let json: Option<serde_json::Value> = serde_json::from_slice(body).ok();
+        if json.is_some_and(|json| json.get("metadata").is_some()) {
+            CatalogError::Unreadable { what, source }
+        } else {
+            CatalogError::Unavailable { what, source }
+        }
     })
 }
 
@@ -227,5 +235,23 @@ mod tests {
             BTreeMap::from([("b".to_owned(), "1".to_owned())])
         );
         assert_eq!(config.idempotency_key_lifetime.as_deref(), Some("PT30M"));
+    }
+
+    #[test]
+    fn a_page_instead_of_an_answer_passes_and_damaged_metadata_stays() {
+        use super::super::super::CatalogErrorKind as Kind;
+        let kind = |body: &'static [u8]| {
+            let decoded = decode::<LoadTable>(&Bytes::from_static(body), "load");
+            decoded.expect_err("no table").kind()
+        };
+        assert_eq!(kind(b"<html>please log in</html>"), Kind::Transient);
+        assert_eq!(kind(b""), Kind::Transient);
+        assert_eq!(kind(br#"{"status":"ok"}"#), Kind::Transient);
+        assert_eq!(
+            kind(br#"{"metadata-location":"s3://b/x","metadata":{"for"#),
+            Kind::Transient
+        );
+        let hostile = br#"{"metadata-location":"s3://b/x","metadata":{"format-version":9}}"#;
+        assert_eq!(kind(hostile), Kind::Corrupt);
     }
 }

@@ -225,8 +225,9 @@ fn classify(error: &sqlx::Error) -> Meaning {
 /// By the primary result code, which is the low byte of the extended one.
 fn sqlite_meaning(code: &str) -> Meaning {
     match code.parse::<u32>().map(|code| code & 0xff) {
-        Ok(5 | 6 | 9) => Meaning::Busy,         // BUSY, LOCKED, INTERRUPT
-        Ok(3 | 8 | 14 | 23) => Meaning::Denied, // PERM, READONLY, CANTOPEN, AUTH
+        // BUSY, LOCKED, INTERRUPT; CANTOPEN before anything is changed, for instance for want of a file descriptor
+        Ok(5 | 6 | 9 | 14) => Meaning::Busy,
+        Ok(3 | 8 | 23) => Meaning::Denied, // PERM, READONLY, AUTH
         Ok(1 | 12 | 18 | 19 | 20 | 25) => Meaning::Refused, // ERROR, NOTFOUND, TOOBIG, CONSTRAINT, MISMATCH, RANGE
         // IOERR, FULL, CORRUPT, NOMEM and the rest can strike in the middle of making the change durable.
         _ => Meaning::Unknown,

@@ -156,7 +156,7 @@ impl Cluster {
 
     async fn described(&self) -> Result<Option<TopicInfo>, LogError> {
         let mut described = self.log.describe(std::slice::from_ref(&self.topic)).await?;
-        Ok(described.remove(&self.topic))
+        described.remove(&self.topic).transpose()
     }
 
     pub(crate) fn partition(&self, partition: Partition) -> TopicPartition {

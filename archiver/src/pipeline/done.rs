@@ -10,7 +10,7 @@ use everlog_kafka::{LogError, StartAt};
 use everlog_table::archive::ArchiveErrorKind;
 
 use super::commit::{End, Landed, Report};
-use super::jobs::{Discovered, Done, Observed};
+use super::jobs::{Discovered, Done, Observed, Targets};
 use super::prepare::{Failure as PrepareFailure, Prepared};
 use super::topic::{Part, PartState};
 use super::{DENIALS_MAX, FENCES_MAX, MISSING, NOTHING_ASSIGNED, OBSERVATION, Pipeline};
@@ -447,6 +447,8 @@ impl Pipeline {
             self.looks.targets = Some(now);
         }
         self.compare(&found, now).await;
+        self.count_denials(&found).await;
+        self.share(&found, now).await;
         for info in &found.topics {
             if self.is_alone()
                 && self
@@ -463,6 +465,67 @@ impl Pipeline {
         self.check_ready();
     }
 
+    /// Topics that the brokers refuse to describe: told at once, and where one is being archived it stops if that goes on. The
+    /// others have no part in it.
+    async fn count_denials(&mut self, found: &Discovered) {
+        let is_denied =
+            |name: &TopicName| matches!(found.refused.get(name), Some(LogError::Denied { .. }));
+        self.looks.denied.retain(|name, _| is_denied(name));
+        for (name, error) in &found.refused {
+            let why = one_line(error);
+            if !is_denied(name) {
+                tracing::debug!(topic = %name, reason = %why, "the topic was not described");
+                continue;
+            }
+            let was_known = self.topics.contains_key(name) || self.looks.shared.contains_key(name);
+            let (times, is_known) = self.looks.denied.entry(name.clone()).or_default();
+            *times += 1;
+            *is_known |= was_known;
+            let is_over = *is_known && *times > STALE_MAX;
+            if *times == 1 {
+                tracing::warn!(topic = %name, reason = %why, "not allowed to see a configured topic: nothing of it is archived until we are");
+            }
+            let is_open = self.topics.get(name).is_none_or(|t| t.failure.is_none());
+            if is_over && is_open {
+                // a group has taken it away by now
+                self.topics.entry(name.clone()).or_default();
+                self.fail_topic(name, FailureKind::Denied, why).await;
+            }
+        }
+    }
+
+    /// In a group: tells it which topics there are to share, by name. What an expression means is decided here, and here
+    /// alone: clients and brokers have other languages for it, and would take in internal topics. A topic that is not seen is
+    /// kept for a while, since a look may miss one.
+    async fn share(&mut self, found: &Discovered, now: Duration) {
+        if self.is_alone() {
+            return;
+        }
+        let looks = &mut self.looks;
+        for info in &found.topics {
+            looks.shared.insert(info.name.clone(), now);
+        }
+        looks.shared.retain(|name, seen| {
+            !looks.denied.contains_key(name) && now.saturating_sub(*seen) <= MISSING
+        });
+        let topics: BTreeSet<TopicName> = looks.shared.keys().cloned().collect();
+        // who shares nothing waits for nobody
+        if topics.is_empty() {
+            self.status.no_trouble(Waiting::Group);
+        } else if !self.was_assigned {
+            self.status.wait_for(Waiting::Group, NOTHING_ASSIGNED);
+        }
+        if topics == looks.subscription {
+            return;
+        }
+        tracing::info!(topics = topics.len(), "the topics to share have changed");
+        let names: Vec<TopicName> = topics.iter().cloned().collect();
+        match self.reader.subscribe(&names).await {
+            Ok(()) => self.looks.subscription = topics,
+            Err(error) => self.on_reader_error(error),
+        }
+    }
+
     /// Says which of the configured topics are not there: once, and again when that changes.
     fn look_for_configured(&mut self, found: &Discovered, is_first: bool) {
         let is_found = |name: &TopicName| found.topics.iter().any(|info| info.name == *name);
@@ -470,14 +533,13 @@ impl Pipeline {
             .settings
             .named()
             .into_iter()
-            .filter(|name| !is_found(name))
+            .filter(|name| !is_found(name) && !found.refused.contains_key(name))
             .collect();
         for name in missing.difference(&self.looks.missing) {
             tracing::warn!(topic = %name, "a configured topic is not in Kafka: nothing of it is archived until it is");
         }
         self.looks.missing = missing;
-        // a group does not tell what there is beside its own
-        if is_first && (self.is_alone() || self.caught_up.is_some()) {
+        if is_first {
             for pattern in &self.settings.topics {
                 if matches!(pattern, TopicPattern::Regex(_))
                     && !found.topics.iter().any(|info| pattern.matches(&info.name))
@@ -497,6 +559,9 @@ impl Pipeline {
                 continue;
             };
             if topic.failure.is_some() {
+                continue;
+            }
+            if found.refused.contains_key(&name) {
                 continue;
             }
             let Some(info) = info else {
@@ -598,7 +663,11 @@ impl Pipeline {
                 "--accept was of no use: no table has a foreign change at this snapshot"
             );
         }
-        if !self.is_alone() && !self.was_assigned {
+        let denied: Vec<&str> = self.looks.denied.keys().map(TopicName::as_str).collect();
+        if !denied.is_empty() {
+            let why = format!("configured and not allowed to see: {}", denied.join(", "));
+            self.status.not_ready(why);
+        } else if !self.is_alone() && !self.was_assigned && !self.looks.shared.is_empty() {
             self.status.not_ready(NOTHING_ASSIGNED.to_owned());
         } else if !missing.is_empty() {
             let why = format!("configured and not in Kafka: {}", missing.join(", "));
@@ -611,10 +680,10 @@ impl Pipeline {
         }
     }
 
-    fn on_targets(&mut self, result: Result<super::caught_up::Seen, LogError>) {
+    fn on_targets(&mut self, result: Result<Targets, LogError>) {
         let now = self.now();
-        let seen = match result {
-            Ok(seen) => seen,
+        let Targets { seen, denied } = match result {
+            Ok(targets) => targets,
             Err(error) => {
                 self.status.trouble(Waiting::Brokers, &one_line(&error));
                 let wait = self
@@ -641,14 +710,19 @@ impl Pipeline {
             return;
         }
         for name in self.settings.named() {
-            if !seen.topics.contains_key(&name) {
-                self.gone.push(Failure {
-                    topic: name,
-                    partition: None,
-                    kind: FailureKind::Other,
-                    message: "the topic does not exist".to_owned(),
-                });
+            if seen.topics.contains_key(&name) {
+                continue;
             }
+            let (kind, message) = match denied.get(&name) {
+                Some(error) => (FailureKind::Denied, one_line(error)),
+                None => (FailureKind::Other, "the topic does not exist".to_owned()),
+            };
+            self.gone.push(Failure {
+                topic: name,
+                partition: None,
+                kind,
+                message,
+            });
         }
         // with a group, the table tells of what other members archive
         for name in seen.topics.into_keys() {

@@ -154,7 +154,11 @@ impl Pipeline {
             deadline: now + wait,
         });
         for tp in partitions {
-            self.want(&tp, now);
+            if self.settings.wants(&tp.topic) {
+                self.want(&tp, now);
+            } else {
+                tracing::warn!(topic = %tp.topic, partition = tp.partition.get(), "the group gave what is not configured: it is not read");
+            }
         }
         self.answer_the_group(now).await;
     }

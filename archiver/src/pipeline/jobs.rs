@@ -34,7 +34,7 @@ pub(super) enum Done {
         report: Box<Report>,
     },
     Discovered(Result<Discovered, LogError>),
-    Targets(Result<Seen, LogError>),
+    Targets(Result<Targets, LogError>),
     Observed(Observed),
     Maintained,
 }
@@ -44,6 +44,16 @@ pub(super) enum Done {
 pub(super) struct Discovered {
     pub(super) cluster_id: Option<String>,
     pub(super) topics: Vec<TopicInfo>,
+    /// Topics that may exist, and about which the brokers do not speak to us.
+    pub(super) refused: BTreeMap<TopicName, LogError>,
+}
+
+/// The ends that have to be reached.
+#[derive(Debug)]
+pub(super) struct Targets {
+    pub(super) seen: Seen,
+    /// Topics without an end, since we may not ask for it.
+    pub(super) denied: BTreeMap<TopicName, LogError>,
 }
 
 /// A look at the logs.
@@ -169,19 +179,12 @@ impl Pipeline {
     fn start_discovery(&mut self) {
         let log = Arc::clone(&self.components.log);
         let settings = Arc::clone(&self.settings);
-        // a group tells what is there to read; it does not tell that a topic is another one now, or not there at all
-        let by_name = if !self.is_alone() && self.caught_up.is_none() {
-            let mut names: BTreeSet<TopicName> = self.topics.keys().cloned().collect();
-            names.extend(settings.named());
-            Some(names.into_iter().collect())
-        } else if settings.only_named() {
-            Some(settings.named())
-        } else {
-            None
-        };
-        self.jobs.spawn(async move {
-            Done::Discovered(discover(log.as_ref(), &settings, by_name).await)
-        });
+        let mut known: Vec<TopicName> = self.topics.keys().cloned().collect();
+        // the group takes these away, and somebody has to say why
+        known.extend(self.looks.shared.keys().cloned());
+        known.extend(self.looks.denied.keys().cloned());
+        self.jobs
+            .spawn(async move { Done::Discovered(discover(log.as_ref(), &settings, known).await) });
     }
 
     /// Looks up the ends that have to be reached.
@@ -254,25 +257,50 @@ impl Pipeline {
 async fn discover(
     log: &dyn Log,
     settings: &Settings,
-    by_name: Option<Vec<TopicName>>,
+    known: Vec<TopicName>,
 ) -> Result<Discovered, LogError> {
     let cluster_id = log.cluster_id().await?;
-    let topics = match by_name {
-        Some(names) if names.is_empty() => Vec::new(),
-        Some(names) => log.describe(&names).await?.into_values().collect(),
-        None => log
-            .topics()
-            .await?
-            .into_iter()
-            .filter(|info| settings.wants(&info.name))
-            .collect(),
+    let mut found = Discovered {
+        cluster_id,
+        topics: Vec::new(),
+        refused: BTreeMap::new(),
     };
-    Ok(Discovered { cluster_id, topics })
+    if !settings.only_named() {
+        found.topics = log.topics().await?;
+        found.topics.retain(|info| settings.wants(&info.name));
+    }
+    let mut unlisted: BTreeSet<TopicName> = settings.named().into_iter().chain(known).collect();
+    for info in &found.topics {
+        unlisted.remove(&info.name);
+    }
+    if !unlisted.is_empty() {
+        // not there, or not allowed: only asked by name the brokers tell which
+        let unlisted: Vec<TopicName> = unlisted.into_iter().collect();
+        for (name, info) in log.describe(&unlisted).await? {
+            match info {
+                Ok(info) => found.topics.push(info),
+                Err(error) => {
+                    found.refused.insert(name, error);
+                }
+            }
+        }
+    }
+    Ok(found)
 }
 
-async fn ends(log: &dyn Log, settings: &Settings, isolation: Isolation) -> Result<Seen, LogError> {
-    let by_name = settings.only_named().then(|| settings.named());
-    let found = discover(log, settings, by_name).await?;
+async fn ends(
+    log: &dyn Log,
+    settings: &Settings,
+    isolation: Isolation,
+) -> Result<Targets, LogError> {
+    let found = discover(log, settings, Vec::new()).await?;
+    let mut denied = BTreeMap::new();
+    for (name, error) in found.refused {
+        if !matches!(error, LogError::Denied { .. }) {
+            return Err(error);
+        }
+        denied.insert(name, error);
+    }
     let cluster_id = found.cluster_id;
     let topics: BTreeMap<TopicName, (Identity, Vec<Partition>)> = found
         .topics
@@ -298,7 +326,8 @@ async fn ends(log: &dyn Log, settings: &Settings, isolation: Isolation) -> Resul
     } else {
         log.bounds(&all, isolation).await?
     };
-    Ok(Seen { topics, bounds })
+    let seen = Seen { topics, bounds };
+    Ok(Targets { seen, denied })
 }
 
 /// Looks at logs: all at once, and topic by topic where the brokers refuse that for a reason that may be one topic's.

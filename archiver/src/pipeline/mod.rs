@@ -160,6 +160,12 @@ struct Looks {
     was_discovered: bool,
     /// Topics configured by name that the last look did not find.
     missing: BTreeSet<TopicName>,
+    /// Topics that the last looks did not allow us to see: how many in a row, and whether it was archived before.
+    denied: BTreeMap<TopicName, (u32, bool)>,
+    /// In a group: the topics that it shares, and when each was there last.
+    shared: BTreeMap<TopicName, Duration>,
+    /// What the group was told of them.
+    subscription: BTreeSet<TopicName>,
     observation: Option<Duration>,
     targets: Option<Duration>,
     targets_backoff: Backoff,
@@ -211,6 +217,9 @@ pub(crate) async fn run(
             discovery_backoff: Backoff::default(),
             was_discovered: false,
             missing: BTreeSet::new(),
+            denied: BTreeMap::new(),
+            shared: BTreeMap::new(),
+            subscription: BTreeSet::new(),
             observation: Some(now),
             targets: None,
             targets_backoff: Backoff::default(),
@@ -241,13 +250,10 @@ async fn open(
     loop {
         let membership = match &settings.group {
             None => Membership::Alone,
+            // what there is to share is found first: see `share`
             Some(group) => Membership::Group {
                 group: group.clone(),
-                topics: settings
-                    .topics
-                    .iter()
-                    .map(|t| t.as_str().to_owned())
-                    .collect(),
+                topics: Vec::new(),
             },
         };
         let options = ReaderOptions {

@@ -198,7 +198,7 @@ async fn described(
     topic: &TopicName,
 ) -> Result<(Identity, Vec<Partition>), Failure> {
     let mut described = log.describe(std::slice::from_ref(topic)).await?;
-    let info = described.remove(topic).ok_or(Failure::Gone)?;
+    let info = described.remove(topic).ok_or(Failure::Gone)??;
     let identity = Identity {
         cluster_id: log.cluster_id().await?,
         topic_id: info.topic_id,

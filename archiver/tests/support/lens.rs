@@ -96,7 +96,7 @@ impl Log for Lens {
     async fn describe(
         &self,
         topics: &[TopicName],
-    ) -> Result<BTreeMap<TopicName, TopicInfo>, LogError> {
+    ) -> Result<BTreeMap<TopicName, Result<TopicInfo, LogError>>, LogError> {
         self.allow(Ask::Describe(topics))?;
         self.inner.describe(topics).await
     }

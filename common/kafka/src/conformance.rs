@@ -82,6 +82,7 @@ macro_rules! conformance_tests {
             bounds_and_times_are_answered_for_what_exists
             h12_a_recreated_topic_has_another_id
             h14_new_partitions_are_described
+            h14_a_member_subscribes_to_other_topics_and_keeps_what_stays
             h23_a_group_shares_partitions_and_loses_nothing
         );
     };
@@ -322,6 +323,15 @@ impl Reading {
 
 fn strings(range: std::ops::Range<usize>) -> Vec<String> {
     range.map(|n| n.to_string()).collect()
+}
+
+async fn described(log: &dyn Log, name: &TopicName) -> crate::TopicInfo {
+    let mut found = log
+        .describe(std::slice::from_ref(name))
+        .await
+        .expect("describe");
+    let info = found.remove(name).expect("the topic exists");
+    info.expect("and may be described")
 }
 
 async fn topic(world: &dyn World, partitions: i32) -> TopicName {
@@ -836,12 +846,12 @@ pub async fn bounds_and_times_are_answered_for_what_exists(world: &dyn World) {
     assert!(none.is_empty(), "{none:?}");
 
     let absent = world.fresh_name();
-    let described = log
+    let found = log
         .describe(&[name.clone(), absent.clone()])
         .await
         .expect("describe");
-    assert_eq!(described.keys().collect::<Vec<_>>(), vec![&name]);
-    assert_eq!(described[&name].partitions.len(), 2);
+    assert_eq!(found.keys().collect::<Vec<_>>(), vec![&name]);
+    assert_eq!(described(log, &name).await.partitions.len(), 2);
     assert!(
         log.topics()
             .await
@@ -892,11 +902,7 @@ pub async fn a_partition_without_a_leader_is_not_known_and_the_others_are(world:
         "{ends:?}"
     );
     // it is still there, and by itself as little known
-    let described = log
-        .describe(std::slice::from_ref(&name))
-        .await
-        .expect("describe");
-    assert_eq!(described[&name].partitions.len(), 3);
+    assert_eq!(described(log, &name).await.partitions.len(), 3);
     let alone = log
         .bounds(&tps[..1], Isolation::ReadUncommitted)
         .await
@@ -935,18 +941,11 @@ pub async fn a_partition_without_a_leader_is_not_known_and_the_others_are(world:
 /// The name stays, the id does not.
 pub async fn h12_a_recreated_topic_has_another_id(world: &dyn World) {
     let name = topic(world, 1).await;
-    let id = |infos: &BTreeMap<TopicName, crate::TopicInfo>| infos[&name].topic_id;
     let log = world.log();
-    let before = id(&log
-        .describe(std::slice::from_ref(&name))
-        .await
-        .expect("describe"));
+    let before = described(log, &name).await.topic_id;
     assert!(before.is_some());
     world.recreate_topic(&name).await;
-    let after = id(&log
-        .describe(std::slice::from_ref(&name))
-        .await
-        .expect("describe"));
+    let after = described(log, &name).await.topic_id;
     assert!(after.is_some());
     assert_ne!(before, after);
 }
@@ -963,15 +962,67 @@ pub async fn h14_new_partitions_are_described(world: &dyn World) {
     world.add_partitions(&name, 3).await;
     let new = partition(&name, 2);
     world.produce(&new, numbered(0, 3)).await;
-    let infos = world
-        .log()
-        .describe(std::slice::from_ref(&name))
-        .await
-        .expect("describe");
-    assert_eq!(infos[&name].partitions.len(), 3);
+    let info = described(world.log(), &name).await;
+    assert_eq!(info.partitions.len(), 3);
     reading.assign(&[(new.clone(), at(0))]).await;
     reading.until_position(&new, 3).await;
     reading.close().await;
+}
+
+/// A subscription changes: what is new is given, what is left out is taken back, and what stays is read on where it was. With
+/// none at first nothing is given.
+pub async fn h14_a_member_subscribes_to_other_topics_and_keeps_what_stays(world: &dyn World) {
+    let (stays, goes, comes) = (
+        topic(world, 2).await,
+        topic(world, 1).await,
+        topic(world, 1).await,
+    );
+    let options = ReaderOptions {
+        membership: Membership::Group {
+            group: format!("group-of-{stays}"),
+            topics: Vec::new(),
+        },
+        ..alone(Isolation::ReadCommitted)
+    };
+    let all = |name: &TopicName, count| (0..count).map(|n| partition(name, n)).collect();
+    let (kept, left, new): (BTreeSet<_>, BTreeSet<_>, BTreeSet<_>) =
+        (all(&stays, 2), all(&goes, 1), all(&comes, 1));
+    for tp in kept.iter().chain(&left).chain(&new) {
+        world.produce(tp, numbered(0, 10)).await;
+    }
+    let mut reading = Reading::new(world.log().open(options).await.expect("a reader opens"));
+    reading.stays_quiet().await;
+    let subscribe = async |reading: &mut Reading, topics: &[TopicName]| {
+        reading.reader.subscribe(topics).await.expect("subscribe");
+    };
+    subscribe(&mut reading, &[stays.clone(), goes.clone()]).await;
+    let first: BTreeSet<_> = kept.union(&left).cloned().collect();
+    reading
+        .until("the first topics are given", |r| r.owned == first)
+        .await;
+    for tp in &first {
+        reading.until_position(tp, 10).await;
+    }
+    subscribe(&mut reading, &[comes.clone(), stays.clone()]).await;
+    let second: BTreeSet<_> = kept.union(&new).cloned().collect();
+    reading
+        .until("the other topics are given", |r| r.owned == second)
+        .await;
+    for tp in &second {
+        world.produce(tp, numbered(10, 20)).await;
+        reading.until_position(tp, 20).await;
+        assert_eq!(reading.values(tp), strings(0..20));
+    }
+    subscribe(&mut reading, &[]).await;
+    reading
+        .until("everything is taken back", |r| r.owned.is_empty())
+        .await;
+    assert!(reading.faults.is_empty(), "{:?}", reading.faults);
+    reading.close().await;
+    let mut alone = Reading::alone(world.log(), Isolation::ReadCommitted, &[]).await;
+    let refused = alone.reader.subscribe(&[stays]).await;
+    assert!(matches!(refused, Err(crate::LogError::Invalid { .. })));
+    alone.close().await;
 }
 
 /// Two members share; records appended all the while are read by one or the other, none by nobody; who closes leaves
@@ -982,7 +1033,7 @@ pub async fn h23_a_group_shares_partitions_and_loses_nothing(world: &dyn World) 
     let options = || ReaderOptions {
         membership: Membership::Group {
             group: format!("group-of-{name}"),
-            topics: vec![name.as_str().to_owned()],
+            topics: vec![name.clone()],
         },
         ..alone(Isolation::ReadCommitted)
     };

@@ -360,13 +360,25 @@ impl Client {
         }
     }
 
-    pub(super) fn subscribe(&self, topics: &[String]) -> Result<(), Failure> {
-        let mut list = PartitionList::with_capacity(topics.len());
+    /// These topics, by name, and no others. The client itself waits with it while a rebalance is under way.
+    pub(super) fn subscribe<'a>(
+        &self,
+        topics: impl IntoIterator<Item = &'a str>,
+    ) -> Result<(), Failure> {
+        let mut list = PartitionList::with_capacity(8);
+        let mut is_empty = true;
         for topic in topics {
             list.add(topic, -1)?;
+            is_empty = false;
         }
-        // SAFETY: both are valid; librdkafka copies the list.
-        check(unsafe { sys::rd_kafka_subscribe(self.ptr(), list.0) })
+        // SAFETY: both are valid; librdkafka copies the list, and refuses an empty one.
+        check(unsafe {
+            if is_empty {
+                sys::rd_kafka_unsubscribe(self.ptr())
+            } else {
+                sys::rd_kafka_subscribe(self.ptr(), list.0)
+            }
+        })
     }
 
     pub(super) fn incremental_assign(&self, list: &PartitionList) -> Result<(), Failure> {

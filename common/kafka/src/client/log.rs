@@ -54,6 +54,8 @@ struct Inner {
 struct Askable {
     led: Vec<TopicPartition>,
     leaderless: Vec<TopicPartition>,
+    /// Why a topic is not among them although it may exist.
+    refused: Option<LogError>,
 }
 
 /// What was asked of partitions that exist.
@@ -61,7 +63,8 @@ struct Askable {
 struct Offsets {
     /// Offset, and its timestamp where that was asked for.
     known: BTreeMap<TopicPartition, (Offset, i64)>,
-    unanswered: Vec<TopicPartition>,
+    /// With the reason.
+    unanswered: Vec<(TopicPartition, LogError)>,
 }
 
 impl KafkaLog {
@@ -159,8 +162,8 @@ impl Inner {
     fn describe(
         &self,
         wanted: &BTreeSet<String>,
-    ) -> Result<BTreeMap<TopicName, TopicInfo>, LogError> {
-        collect(self.found(wanted)?.iter())
+    ) -> Result<BTreeMap<TopicName, Result<TopicInfo, LogError>>, LogError> {
+        Ok(collect(self.found(wanted)?.iter()))
     }
 
     fn topics(&self) -> Result<Vec<TopicInfo>, LogError> {
@@ -171,7 +174,11 @@ impl Inner {
             .map(|(name, ..)| name)
             .filter(|name| !INTERNAL.contains(&name.as_str()))
             .collect();
-        Ok(self.describe(&wanted)?.into_values().collect())
+        self.describe(&wanted)?
+            .into_values()
+            // one may have been closed, or deleted, between both requests
+            .filter(|info| !matches!(info, Err(LogError::Denied { .. })))
+            .collect()
     }
 
     fn bounds(
@@ -180,9 +187,13 @@ impl Inner {
         isolation: Isolation,
     ) -> Result<BTreeMap<TopicPartition, LogBounds>, LogError> {
         let what = "log bounds";
-        let askable = self.askable(partitions)?.led;
+        let Askable {
+            led: askable,
+            refused,
+            ..
+        } = self.askable(partitions)?;
         if askable.is_empty() {
-            return Ok(BTreeMap::new());
+            return refused.map_or_else(|| Ok(BTreeMap::new()), Err);
         }
         let ask = |spec| {
             self.client
@@ -196,19 +207,25 @@ impl Inner {
             Isolation::ReadUncommitted => None,
         };
         let high = ask(OffsetSpec::LatestUncommitted)?;
-        let start = self.offsets(what, start)?.known;
-        let stable = stable.map(|p| self.offsets(what, p)).transpose()?;
-        let high = self.offsets(what, high)?.known;
+        let start = self.offsets(what, start, &askable)?;
+        let stable = stable
+            .map(|p| self.offsets(what, p, &askable))
+            .transpose()?;
+        let high = self.offsets(what, high, &askable)?;
         let mut bounds = BTreeMap::new();
-        for (tp, (high, _)) in &high {
+        for (tp, (high, _)) in &high.known {
             let end = stable
                 .as_ref()
                 .map_or(Some(high), |s| s.known.get(tp).map(|(o, _)| o));
-            if let (Some((log_start, _)), Some(end)) = (start.get(tp), end) {
+            if let (Some((log_start, _)), Some(end)) = (start.known.get(tp), end) {
                 bounds.insert(tp.clone(), consistent(*log_start, *end, *high));
             }
         }
-        Ok(bounds)
+        let unanswered = high.unanswered.into_iter().chain(start.unanswered).next();
+        match unanswered.map(|(_, why)| why).or(refused) {
+            Some(why) if bounds.is_empty() => Err(why),
+            _ => Ok(bounds),
+        }
     }
 
     /// Which of these exist, and which of those have somebody to ask: the client would wait for the others' leaders until
@@ -219,7 +236,6 @@ impl Inner {
             .map(|tp| tp.topic.as_str().to_owned())
             .collect();
         let found = self.found(&wanted)?;
-        collect(found.iter())?;
         let has_leader: BTreeMap<(&str, i32), bool> = found
             .iter()
             .flat_map(|d| {
@@ -228,7 +244,10 @@ impl Inner {
             })
             .collect();
         let distinct: BTreeSet<&TopicPartition> = partitions.iter().collect();
-        let mut askable = Askable::default();
+        let mut askable = Askable {
+            refused: collect(found.iter()).into_values().find_map(Result::err),
+            ..Askable::default()
+        };
         for tp in distinct {
             match has_leader.get(&(tp.topic.as_str(), tp.partition.get())) {
                 Some(true) => askable.led.push(tp.clone()),
@@ -243,13 +262,26 @@ impl Inner {
     }
 
     /// Waits for an answer, and takes it apart: one partition's trouble is none of the others.
-    fn offsets(&self, what: &str, pending: PendingOffsets) -> Result<Offsets, LogError> {
-        let listed = match pending.wait() {
-            // by what the client knows, nobody leads any of these
-            Err(failure) if failure.code == Code::NO_ENTRY => Vec::new(),
-            listed => listed.map_err(|e| self.error(what, &e))?,
+    fn offsets(
+        &self,
+        what: &str,
+        pending: PendingOffsets,
+        asked: &[TopicPartition],
+    ) -> Result<Offsets, LogError> {
+        let unanswered = |tp: &TopicPartition| LogError::Unavailable {
+            what: what.to_owned(),
+            detail: format!("{tp}: its leader does not answer"),
         };
         let mut offsets = Offsets::default();
+        let listed = match pending.wait() {
+            // by what the client knows, nobody leads any of these
+            Err(failure) if failure.code == Code::NO_ENTRY => {
+                let all = asked.iter().map(|tp| (tp.clone(), unanswered(tp)));
+                offsets.unanswered.extend(all);
+                return Ok(offsets);
+            }
+            listed => listed.map_err(|e| self.error(what, &e))?,
+        };
         for one in listed {
             if classify::gone(one.code) {
                 continue;
@@ -263,16 +295,17 @@ impl Inner {
                     text: format!("{tp}: {}", super::ffi::code_text(one.code)),
                 };
                 let error = self.error(what, &failure);
-                if !error.is_transient() {
+                if !error.is_transient() && !matches!(error, LogError::Denied { .. }) {
                     return Err(error);
                 }
                 tracing::debug!(%error, "a partition was not answered");
-                offsets.unanswered.push(tp);
+                offsets.unanswered.push((tp, error));
             } else if let Ok(offset) = Offset::new(one.offset) {
                 offsets.known.insert(tp, (offset, one.timestamp));
             } else if one.offset != NO_SUCH_RECORD {
                 // its broker did not answer, and the client leaves it at that
-                offsets.unanswered.push(tp);
+                let why = unanswered(&tp);
+                offsets.unanswered.push((tp, why));
             }
         }
         Ok(offsets)
@@ -285,13 +318,15 @@ impl Inner {
     ) -> Result<BTreeMap<TopicPartition, OffsetAtTime>, LogError> {
         let what = "offsets at a time";
         let askable = self.askable(partitions)?;
-        let unanswered = |tp: &TopicPartition| LogError::Unavailable {
-            what: what.into(),
-            detail: format!("{tp} has no leader, or its leader does not answer"),
-        };
         // absent would say that there is no such record
+        if let Some(refused) = askable.refused {
+            return Err(refused);
+        }
         if let Some(tp) = askable.leaderless.first() {
-            return Err(unanswered(tp));
+            return Err(LogError::Unavailable {
+                what: what.to_owned(),
+                detail: format!("{tp} has no leader"),
+            });
         }
         if askable.led.is_empty() {
             return Ok(BTreeMap::new());
@@ -304,9 +339,9 @@ impl Inner {
                 self.timeout(),
             )
             .map_err(|e| self.error(what, &e))?;
-        let offsets = self.offsets(what, pending)?;
-        if let Some(tp) = offsets.unanswered.first() {
-            return Err(unanswered(tp));
+        let mut offsets = self.offsets(what, pending, &askable.led)?;
+        if let Some((_, why)) = offsets.unanswered.pop() {
+            return Err(why);
         }
         Ok(offsets
             .known
@@ -323,14 +358,15 @@ impl Inner {
         partitions: &[(TopicPartition, i32)],
     ) -> Result<BTreeMap<TopicPartition, Option<Offset>>, LogError> {
         let wanted: Vec<_> = partitions.iter().map(|(tp, _)| tp.clone()).collect();
-        let askable: BTreeSet<_> = self.askable(&wanted)?.led.into_iter().collect();
+        let Askable { led, refused, .. } = self.askable(&wanted)?;
+        let askable: BTreeSet<_> = led.into_iter().collect();
         let asked: BTreeMap<_, _> = partitions
             .iter()
             .filter(|(tp, _)| askable.contains(tp))
             .cloned()
             .collect();
         if asked.is_empty() {
-            return Ok(BTreeMap::new());
+            return refused.map_or_else(|| Ok(BTreeMap::new()), Err);
         }
         probe::epoch_ends(&self.properties, &asked)
     }
@@ -406,19 +442,9 @@ fn without_id((name, code, partitions): (String, Code, Vec<(i32, bool)>)) -> Des
 
 fn collect<'a>(
     found: impl Iterator<Item = &'a Description>,
-) -> Result<BTreeMap<TopicName, TopicInfo>, LogError> {
+) -> BTreeMap<TopicName, Result<TopicInfo, LogError>> {
     let mut infos = BTreeMap::new();
     for topic in found {
-        if let Some(error) = &topic.error {
-            if classify::gone(error.code) {
-                continue;
-            }
-            return Err(classify::request(
-                &format!("describe topic {}", topic.name),
-                error,
-                None,
-            ));
-        }
         if topic.internal || INTERNAL.contains(&topic.name.as_str()) {
             continue;
         }
@@ -426,6 +452,13 @@ fn collect<'a>(
         let Ok(name) = TopicName::new(&topic.name) else {
             continue;
         };
+        if let Some(error) = &topic.error {
+            if !classify::gone(error.code) {
+                let what = format!("describe topic {name}");
+                infos.insert(name, Err(classify::request(&what, error, None)));
+            }
+            continue;
+        }
         let mut partitions: Vec<_> = topic
             .partitions
             .iter()
@@ -434,14 +467,14 @@ fn collect<'a>(
         partitions.sort_unstable();
         infos.insert(
             name.clone(),
-            TopicInfo {
+            Ok(TopicInfo {
                 name,
                 topic_id: (!topic.id.is_nil()).then_some(TopicId(topic.id)),
                 partitions,
-            },
+            }),
         );
     }
-    Ok(infos)
+    infos
 }
 
 fn topic_config(values: &BTreeMap<String, String>) -> TopicConfig {
@@ -472,7 +505,7 @@ impl Log for KafkaLog {
     async fn describe(
         &self,
         topics: &[TopicName],
-    ) -> Result<BTreeMap<TopicName, TopicInfo>, LogError> {
+    ) -> Result<BTreeMap<TopicName, Result<TopicInfo, LogError>>, LogError> {
         let wanted = topics.iter().map(|t| t.as_str().to_owned()).collect();
         self.ask(move |inner| inner.describe(&wanted)).await
     }

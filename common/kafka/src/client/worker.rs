@@ -66,13 +66,8 @@ impl Worker {
         let client = Client::new(properties).map_err(|e| configuration(&e))?;
         client.poll_as_consumer().map_err(|e| configuration(&e))?;
         let queue = Arc::new(Queue::new(&client));
-        if let Membership::Group { topics, .. } = &options.membership {
-            client
-                .subscribe(topics)
-                .map_err(|e| classify::request("subscribe", &e, None))?;
-        }
         shared.attach(Some(Arc::clone(&queue)));
-        Ok(Self {
+        let worker = Self {
             client,
             queue,
             shared,
@@ -86,7 +81,13 @@ impl Worker {
             message_bytes: 0,
             fatal_checked: Instant::now(),
             repeated: 0,
-        })
+        };
+        if let Membership::Group { topics, .. } = &worker.options.membership
+            && !topics.is_empty()
+        {
+            worker.subscribe(topics)?;
+        }
+        Ok(worker)
     }
 
     pub(super) fn run(mut self) {
@@ -149,7 +150,12 @@ impl Worker {
     fn stray(&mut self, message: &Message<'_>) {
         let code = message.code();
         let text = message.error_text();
-        if let Some(tp) = self.known(message) {
+        if code == Code::TOPIC_AUTHORIZATION_FAILED {
+            // of a whole topic, whatever partition it names (the client leaves that at 0); sometimes of one that it does
+            // not name. Other topics go on, and the log's answers tell which one it is
+            self.client.log().line(4, "CONSUME", &text);
+            self.deny(message.topic(), &text);
+        } else if let Some(tp) = self.known(message) {
             let fault = if code == Code::OK {
                 // going on would leave a hole here: start again from the position
                 PartitionFault::Other("a record came by the wrong queue".into())
@@ -164,6 +170,20 @@ impl Worker {
             tracing::debug!(%text, "the client reports");
         } else {
             self.client.log().line(4, "CONSUME", &text);
+        }
+    }
+
+    /// Nothing of this topic may be read any more.
+    fn deny(&mut self, topic: &str, text: &str) {
+        let of_it: Vec<_> = self
+            .slots
+            .iter()
+            .map(Slot::source)
+            .filter(|tp| tp.topic.as_str() == topic)
+            .cloned()
+            .collect();
+        for tp in of_it {
+            self.fail(&tp, PartitionFault::Denied(text.to_owned()));
         }
     }
 
@@ -421,6 +441,7 @@ impl Worker {
                 self.deferred.push_back(request);
                 Ok(())
             }
+            Request::Subscribe(topics) => self.subscribe(&topics),
             Request::Pause(partitions) => self.pause(&partitions),
             Request::Resume(partitions) => self.resume(&partitions),
             Request::Mirror(positions) => {
@@ -491,6 +512,19 @@ impl Worker {
 
     fn error(&self, what: &str, failure: &Failure) -> LogError {
         classify::request(what, failure, self.client.log().last_error())
+    }
+
+    fn subscribe(&self, topics: &[TopicName]) -> Result<(), LogError> {
+        if self.options.membership == Membership::Alone {
+            return Err(LogError::Invalid {
+                what: "subscribe".into(),
+                detail: "a reader alone is no member of a group".into(),
+            });
+        }
+        let names: BTreeSet<&str> = topics.iter().map(TopicName::as_str).collect();
+        self.client
+            .subscribe(names)
+            .map_err(|e| self.error("subscribe", &e))
     }
 
     fn assign(&mut self, partitions: &[(TopicPartition, StartAt)]) -> Result<(), LogError> {

@@ -150,6 +150,21 @@ impl Broker {
         assert!(done.status.success(), "{args:?}: {done:?}");
     }
 
+    /// Nobody may read or describe the topic any more (with an authorizer).
+    pub fn close_topic(&self, topic: &TopicName) {
+        self.tool(&[
+            "org.apache.kafka.tools.AclCommand",
+            "--add",
+            "--deny-principal",
+            "User:ANONYMOUS",
+            "--operation",
+            "All",
+            "--topic",
+            topic.as_str(),
+            "--force",
+        ]);
+    }
+
     /// Kills the broker the hard way.
     pub fn kill(&self) {
         self.kill_node(1);

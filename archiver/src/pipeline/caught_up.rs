@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 
 use everlog_common::{Identity, LogBounds, Offset, Partition, TopicName, TopicPartition};
-use everlog_kafka::LogError;
 
 use super::topic::{Part, Topic};
 
@@ -50,8 +49,6 @@ pub(super) struct Seen {
     pub(super) topics: BTreeMap<TopicName, (Identity, Vec<Partition>)>,
     /// The ends of those that answered.
     pub(super) bounds: BTreeMap<TopicPartition, LogBounds>,
-    /// Topics without an end, since we may not ask for it.
-    pub(super) denied: BTreeMap<TopicName, LogError>,
 }
 
 impl CaughtUp {
@@ -270,7 +267,6 @@ mod tests {
         Seen {
             topics: BTreeMap::from([(name(), (identity(1), partitions))]),
             bounds,
-            denied: BTreeMap::new(),
         }
     }
 

@@ -10,7 +10,7 @@ use everlog_kafka::{LogError, StartAt};
 use everlog_table::archive::ArchiveErrorKind;
 
 use super::commit::{End, Landed, Report};
-use super::jobs::{Discovered, Done, Observed};
+use super::jobs::{Discovered, Done, Observed, Targets};
 use super::prepare::{Failure as PrepareFailure, Prepared};
 use super::topic::{Part, PartState};
 use super::{DENIALS_MAX, FENCES_MAX, MISSING, NOTHING_ASSIGNED, OBSERVATION, Pipeline};
@@ -509,21 +509,19 @@ impl Pipeline {
             !looks.denied.contains_key(name) && now.saturating_sub(*seen) <= MISSING
         });
         let topics: BTreeSet<TopicName> = looks.shared.keys().cloned().collect();
+        // who shares nothing waits for nobody
+        if topics.is_empty() {
+            self.status.no_trouble(Waiting::Group);
+        } else if !self.was_assigned {
+            self.status.wait_for(Waiting::Group, NOTHING_ASSIGNED);
+        }
         if topics == looks.subscription {
             return;
         }
         tracing::info!(topics = topics.len(), "the topics to share have changed");
         let names: Vec<TopicName> = topics.iter().cloned().collect();
         match self.reader.subscribe(&names).await {
-            Ok(()) => {
-                // of no topic the group assigns nothing, and says nothing
-                if topics.is_empty() {
-                    self.status.no_trouble(Waiting::Group);
-                } else if !self.was_assigned {
-                    self.status.wait_for(Waiting::Group, NOTHING_ASSIGNED);
-                }
-                self.looks.subscription = topics;
-            }
+            Ok(()) => self.looks.subscription = topics,
             Err(error) => self.on_reader_error(error),
         }
     }
@@ -669,7 +667,7 @@ impl Pipeline {
         if !denied.is_empty() {
             let why = format!("configured and not allowed to see: {}", denied.join(", "));
             self.status.not_ready(why);
-        } else if !self.looks.subscription.is_empty() && !self.was_assigned {
+        } else if !self.is_alone() && !self.was_assigned && !self.looks.shared.is_empty() {
             self.status.not_ready(NOTHING_ASSIGNED.to_owned());
         } else if !missing.is_empty() {
             let why = format!("configured and not in Kafka: {}", missing.join(", "));
@@ -682,10 +680,10 @@ impl Pipeline {
         }
     }
 
-    fn on_targets(&mut self, result: Result<super::caught_up::Seen, LogError>) {
+    fn on_targets(&mut self, result: Result<Targets, LogError>) {
         let now = self.now();
-        let seen = match result {
-            Ok(seen) => seen,
+        let Targets { seen, denied } = match result {
+            Ok(targets) => targets,
             Err(error) => {
                 self.status.trouble(Waiting::Brokers, &one_line(&error));
                 let wait = self
@@ -715,7 +713,7 @@ impl Pipeline {
             if seen.topics.contains_key(&name) {
                 continue;
             }
-            let (kind, message) = match seen.denied.get(&name) {
+            let (kind, message) = match denied.get(&name) {
                 Some(error) => (FailureKind::Denied, one_line(error)),
                 None => (FailureKind::Other, "the topic does not exist".to_owned()),
             };

@@ -340,10 +340,10 @@ impl Pipeline {
             .filter(|tp| is_all || self.topics.get(&tp.topic).is_some_and(|t| t.is_paused))
             .cloned()
             .collect();
-        if !names.is_empty() {
-            if let Err(error) = self.reader.pause(&names).await {
-                self.on_reader_error(error);
-            }
+        if !names.is_empty()
+            && let Err(error) = self.reader.pause(&names).await
+        {
+            self.on_reader_error(error);
         }
     }
 

@@ -34,7 +34,7 @@ pub(super) enum Done {
         report: Box<Report>,
     },
     Discovered(Result<Discovered, LogError>),
-    Targets(Result<Seen, LogError>),
+    Targets(Result<Targets, LogError>),
     Observed(Observed),
     Maintained,
 }
@@ -46,6 +46,14 @@ pub(super) struct Discovered {
     pub(super) topics: Vec<TopicInfo>,
     /// Topics that may exist, and about which the brokers do not speak to us.
     pub(super) refused: BTreeMap<TopicName, LogError>,
+}
+
+/// The ends that have to be reached.
+#[derive(Debug)]
+pub(super) struct Targets {
+    pub(super) seen: Seen,
+    /// Topics without an end, since we may not ask for it.
+    pub(super) denied: BTreeMap<TopicName, LogError>,
 }
 
 /// A look at the logs.
@@ -280,9 +288,12 @@ async fn discover(
     Ok(found)
 }
 
-async fn ends(log: &dyn Log, settings: &Settings, isolation: Isolation) -> Result<Seen, LogError> {
+async fn ends(
+    log: &dyn Log,
+    settings: &Settings,
+    isolation: Isolation,
+) -> Result<Targets, LogError> {
     let found = discover(log, settings, Vec::new()).await?;
-    let cluster_id = found.cluster_id;
     let mut denied = BTreeMap::new();
     for (name, error) in found.refused {
         if !matches!(error, LogError::Denied { .. }) {
@@ -290,6 +301,7 @@ async fn ends(log: &dyn Log, settings: &Settings, isolation: Isolation) -> Resul
         }
         denied.insert(name, error);
     }
+    let cluster_id = found.cluster_id;
     let topics: BTreeMap<TopicName, (Identity, Vec<Partition>)> = found
         .topics
         .into_iter()
@@ -314,11 +326,8 @@ async fn ends(log: &dyn Log, settings: &Settings, isolation: Isolation) -> Resul
     } else {
         log.bounds(&all, isolation).await?
     };
-    Ok(Seen {
-        topics,
-        bounds,
-        denied,
-    })
+    let seen = Seen { topics, bounds };
+    Ok(Targets { seen, denied })
 }
 
 /// Looks at logs: all at once, and topic by topic where the brokers refuse that for a reason that may be one topic's.

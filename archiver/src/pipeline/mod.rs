@@ -192,6 +192,9 @@ pub(crate) async fn run(
         .as_ref()
         .map(|m| now.saturating_add(m.interval.min(Duration::from_secs(60))));
     let accept = settings.accept;
+    if settings.group.is_some() {
+        status.wait_for(Waiting::Group, NOTHING_ASSIGNED);
+    }
     let pipeline = Pipeline {
         settings: Arc::new(settings),
         components,

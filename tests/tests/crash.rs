@@ -67,10 +67,7 @@ async fn p01_p08_killed_at_every_fail_point_of_a_commit_under_load() {
         assert_eq!(count(&broker.dump(&topic)) as u64, sent);
     }
     // each is met once; not each, in these seconds, three times
-    let missed: Vec<_> = never_reached
-        .iter()
-        .filter(|p| p.ends_with("@1"))
-        .collect();
+    let missed: Vec<_> = never_reached.iter().filter(|p| p.ends_with("@1")).collect();
     assert!(missed.is_empty(), "never reached: {missed:?}");
 }
 

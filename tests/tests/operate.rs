@@ -314,3 +314,28 @@ async fn b04_health_fails_while_a_frozen_broker_holds_what_is_to_be_read_and_hea
         "after the freeze",
     );
 }
+
+#[tokio::test]
+async fn d1_an_archiver_whose_catalog_is_lost_touches_nothing_of_the_table_that_it_does_not_know() {
+    let (broker, topic) = (Broker::new(&kafka().bootstrap), "operate.lost");
+    broker.create(topic, 2, &[]).await;
+    broker.producer(&[]).fill(topic, 2, 0..500);
+    let everlog = Everlog::local(&Setup::new(&kafka().bootstrap, &[topic]));
+    everlog.archive();
+    let (catalog, away) = (
+        everlog.dir().join("catalog.db"),
+        everlog.dir().join("away.db"),
+    );
+    std::fs::rename(&catalog, &away).expect("lost");
+    let said = everlog.fails(&["archive", "--until-caught-up"], 2);
+    assert!(
+        said.contains("does not know") && said.contains("catalog.name"),
+        "{said}"
+    );
+    std::fs::rename(&away, &catalog).expect("found");
+    assert_same(
+        &broker.dump(topic),
+        &everlog.replay(topic, &["--until", "snapshot"]),
+        "with the catalog that it had",
+    );
+}

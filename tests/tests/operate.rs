@@ -2,6 +2,7 @@
 //! as the kernel's peak of what it took.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -322,17 +323,31 @@ async fn d1_an_archiver_whose_catalog_is_lost_touches_nothing_of_the_table_that_
     broker.producer(&[]).fill(topic, 2, 0..500);
     let everlog = Everlog::local(&Setup::new(&kafka().bootstrap, &[topic]));
     everlog.archive();
-    let (catalog, away) = (
-        everlog.dir().join("catalog.db"),
-        everlog.dir().join("away.db"),
-    );
-    std::fs::rename(&catalog, &away).expect("lost");
+    // the database and what it keeps beside it
+    let files = |folder: &Path| -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(folder).expect("a folder");
+        let paths = entries.map(|entry| entry.expect("an entry").path());
+        paths
+            .filter(|path| path.display().to_string().contains("/catalog.db"))
+            .collect()
+    };
+    let away = tempfile::tempdir_in(everlog.dir()).expect("a folder");
+    let moved = |from: &Path, to: &Path| {
+        for path in files(from) {
+            let name = path.file_name().expect("a name");
+            std::fs::rename(&path, to.join(name)).expect("moved");
+        }
+    };
+    moved(everlog.dir(), away.path());
     let said = everlog.fails(&["archive", "--until-caught-up"], 2);
     assert!(
         said.contains("does not know") && said.contains("catalog.name"),
         "{said}"
     );
-    std::fs::rename(&away, &catalog).expect("found");
+    for path in files(everlog.dir()) {
+        std::fs::remove_file(path).expect("removed");
+    }
+    moved(away.path(), everlog.dir());
     assert_same(
         &broker.dump(topic),
         &everlog.replay(topic, &["--until", "snapshot"]),

@@ -45,7 +45,7 @@ async fn p01_p08_killed_at_every_fail_point_of_a_commit_under_load() {
             let mut running = everlog.start(&["archive"], &format!("{point}@{hit}"));
             let mut rounds = 0;
             // load while it runs: the kill comes in the middle of it
-            while running.is_running() && rounds < 60 {
+            while running.is_running() && rounds < 200 {
                 feed.fill(&topic, 2, sent..sent + 100);
                 sent += 100;
                 rounds += 1;
@@ -66,11 +66,8 @@ async fn p01_p08_killed_at_every_fail_point_of_a_commit_under_load() {
         assert_whole(&broker, &everlog, &topic, point);
         assert_eq!(count(&broker.dump(&topic)) as u64, sent);
     }
-    // points of maintenance and of rare paths are not met in seconds; the commit's own all are
-    let missed: Vec<_> = never_reached
-        .iter()
-        .filter(|p| p.ends_with("@1") && p.starts_with("archiver"))
-        .collect();
+    // each is met once; not each, in these seconds, three times
+    let missed: Vec<_> = never_reached.iter().filter(|p| p.ends_with("@1")).collect();
     assert!(missed.is_empty(), "never reached: {missed:?}");
 }
 

@@ -2,6 +2,7 @@
 //! as the kernel's peak of what it took.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -312,5 +313,44 @@ async fn b04_health_fails_while_a_frozen_broker_holds_what_is_to_be_read_and_hea
         &broker.dump(topic),
         &everlog.replay(topic, &["--until", "snapshot"]),
         "after the freeze",
+    );
+}
+
+#[tokio::test]
+async fn d1_an_archiver_whose_catalog_is_lost_touches_nothing_of_the_table_that_it_does_not_know() {
+    let (broker, topic) = (Broker::new(&kafka().bootstrap), "operate.lost");
+    broker.create(topic, 2, &[]).await;
+    broker.producer(&[]).fill(topic, 2, 0..500);
+    let everlog = Everlog::local(&Setup::new(&kafka().bootstrap, &[topic]));
+    everlog.archive();
+    // the database and what it keeps beside it
+    let files = |folder: &Path| -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(folder).expect("a folder");
+        let paths = entries.map(|entry| entry.expect("an entry").path());
+        paths
+            .filter(|path| path.display().to_string().contains("/catalog.db"))
+            .collect()
+    };
+    let away = tempfile::tempdir_in(everlog.dir()).expect("a folder");
+    let moved = |from: &Path, to: &Path| {
+        for path in files(from) {
+            let name = path.file_name().expect("a name");
+            std::fs::rename(&path, to.join(name)).expect("moved");
+        }
+    };
+    moved(everlog.dir(), away.path());
+    let said = everlog.fails(&["archive", "--until-caught-up"], 2);
+    assert!(
+        said.contains("does not know") && said.contains("catalog.name"),
+        "{said}"
+    );
+    for path in files(everlog.dir()) {
+        std::fs::remove_file(path).expect("removed");
+    }
+    moved(away.path(), everlog.dir());
+    assert_same(
+        &broker.dump(topic),
+        &everlog.replay(topic, &["--until", "snapshot"]),
+        "with the catalog that it had",
     );
 }

@@ -454,7 +454,6 @@ async fn what_an_interrupted_write_left_beside_a_name_goes_by_age_and_nothing_el
         made("c.parquet#", 100),
         made("d.parquet#x", 100),
     ];
-    std::os::unix::fs::symlink(folder.path(), data.join("loop")).expect("a link");
     let storage = local();
     let prefix = format!("file://{}/data", folder.path().display());
     assert!(
@@ -464,6 +463,8 @@ async fn what_an_interrupted_write_left_beside_a_name_goes_by_age_and_nothing_el
             .any(|uri| uri.contains("#1")),
         "listings do not show them"
     );
+    // the library's listing fails on it; removal does not follow it
+    std::os::unix::fs::symlink(folder.path(), data.join("loop")).expect("a link");
     let before = Millis(1_700_000_000_000 - 50_000);
     let removed = storage
         .remove_staged(&prefix, before)

@@ -1,5 +1,6 @@
 //! Appends: what lands, what is fenced, and what becomes of lost replies.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -639,4 +640,74 @@ async fn a_table_with_rows_keeps_its_name() {
         .await
         .expect_err("it has none");
     assert_eq!(error.kind(), ArchiveErrorKind::NameClash);
+}
+
+/// A catalog from which the table is dropped right before a commit.
+#[derive(Debug)]
+struct Dropping {
+    inner: Arc<dyn Catalog>,
+    armed: AtomicBool,
+    dropped: AtomicBool,
+}
+
+#[async_trait]
+impl Catalog for Dropping {
+    async fn ensure_namespace(&self, namespace: &NamespaceIdent) -> Result<(), CatalogError> {
+        self.inner.ensure_namespace(namespace).await
+    }
+    async fn list_tables(&self, namespace: &NamespaceIdent) -> Result<Vec<String>, CatalogError> {
+        self.inner.list_tables(namespace).await
+    }
+    async fn load(&self, table: &TableIdent) -> Result<Option<LoadedTable>, CatalogError> {
+        if self.dropped.load(Ordering::SeqCst) {
+            return Ok(None);
+        }
+        self.inner.load(table).await
+    }
+    async fn create(&self, table: NewTable) -> Result<CreateReply, CatalogError> {
+        self.inner.create(table).await
+    }
+    async fn commit(
+        &self,
+        base: &LoadedTable,
+        requirements: Vec<TableRequirement>,
+        updates: Vec<TableUpdate>,
+        key: Uuid,
+    ) -> CommitReply {
+        if self.armed.load(Ordering::SeqCst) {
+            self.dropped.store(true, Ordering::SeqCst);
+            return CommitReply::Refused(CatalogError::NotFound {
+                what: "commit".to_owned(),
+                message: "404 NoSuchTableException".to_owned(),
+            });
+        }
+        self.inner.commit(base, requirements, updates, key).await
+    }
+    fn storage_for(&self, table: &LoadedTable) -> Result<Storage, CatalogError> {
+        self.inner.storage_for(table)
+    }
+}
+
+#[tokio::test]
+async fn a_table_that_was_dropped_is_said_to_be_so_by_a_commit_as_by_a_read() {
+    for remembered in [true, false] {
+        let mut rig = Rig::new(22);
+        let dropping = Arc::new(Dropping {
+            inner: Arc::clone(&rig.catalog),
+            armed: AtomicBool::new(false),
+            dropped: AtomicBool::new(false),
+        });
+        rig.catalog = Arc::clone(&dropping) as _;
+        let archive = rig.process().await;
+        let ledger = rig.append(&archive, &[(0, 3)]).await;
+        let request = rig.request(&ledger, &[(0, 2)]).await;
+        let archive = if remembered {
+            archive
+        } else {
+            rig.process().await
+        };
+        dropping.armed.store(true, Ordering::SeqCst);
+        let error = archive.append(request).await.expect_err("no table");
+        assert!(matches!(error, ArchiveError::Replaced { .. }), "{error:?}");
+    }
 }

@@ -64,14 +64,23 @@ impl Budget {
         self.limit
     }
 
+    /// How much tables whose commit is on its way may hold together before nothing more of them is read, so that those
+    /// whose catalog or store is away leave room for the others: with the reader's share on top it is still less than where
+    /// reading goes on.
+    pub const fn waiting_limit(&self) -> usize {
+        self.limit / 16 * 7
+    }
+
     /// When one table alone is reason enough for a commit.
     pub fn table_limit(&self) -> usize {
         TABLE_BYTES_MAX.min(self.limit / 3)
     }
 
-    /// What `held` bytes mean; `was_full` is the answer before, so that reading does not flutter.
-    pub const fn pressure(&self, held: usize, was_full: bool) -> Pressure {
-        let resume = self.limit / 4 * 3;
+    /// What `held` bytes mean; `was_full` is the answer before, so that reading does not flutter. `waiting` of them belong
+    /// to tables whose commit is on its way beside others: they may stay for long, and reading goes on above them.
+    pub fn pressure(&self, held: usize, waiting: usize, was_full: bool) -> Pressure {
+        let above = waiting.saturating_add(self.limit / 8).min(self.limit);
+        let resume = (self.limit / 4 * 3).max(above);
         if held >= self.limit || (was_full && held >= resume) {
             Pressure::Full
         } else if held >= self.limit / 2 {
@@ -92,12 +101,12 @@ mod tests {
     fn reading_stops_at_the_limit_and_goes_on_below_three_quarters() {
         let budget = Budget::new(512 << 20);
         let limit = budget.limit();
-        assert_eq!(budget.pressure(0, false), Pressure::None);
-        assert_eq!(budget.pressure(limit / 2, false), Pressure::Eager);
-        assert_eq!(budget.pressure(limit - 1, false), Pressure::Eager);
-        assert_eq!(budget.pressure(limit, false), Pressure::Full);
-        assert_eq!(budget.pressure(limit / 5 * 4, true), Pressure::Full);
-        assert_eq!(budget.pressure(limit / 3 * 2, true), Pressure::Eager);
+        assert_eq!(budget.pressure(0, 0, false), Pressure::None);
+        assert_eq!(budget.pressure(limit / 2, 0, false), Pressure::Eager);
+        assert_eq!(budget.pressure(limit - 1, 0, false), Pressure::Eager);
+        assert_eq!(budget.pressure(limit, 0, false), Pressure::Full);
+        assert_eq!(budget.pressure(limit / 5 * 4, 0, true), Pressure::Full);
+        assert_eq!(budget.pressure(limit / 3 * 2, 0, true), Pressure::Eager);
     }
 
     proptest! {
@@ -107,6 +116,17 @@ mod tests {
             let budget = Budget::new(memory);
             prop_assert!(budget.limit() <= memory && budget.reader() < budget.limit());
             prop_assert!(budget.table_limit() * 3 <= budget.limit());
+            // what is held up, and what the reader still brings of it, stops nobody else
+            let held = budget.waiting_limit() + budget.reader();
+            prop_assert!(memory < 32 << 20 || budget.pressure(held, 0, true) != Pressure::Full);
+        }
+
+        #[test]
+        fn b07_what_waits_stops_reading_only_where_the_memory_ends(mib in 16_usize..4096, waits in 0_usize..100) {
+            let budget = Budget::new(mib << 20);
+            let waiting = budget.limit() / 100 * waits;
+            prop_assert!(budget.pressure(waiting, waiting, true) != Pressure::Full);
+            prop_assert_eq!(budget.pressure(budget.limit(), waiting, false), Pressure::Full);
         }
     }
 }

@@ -49,6 +49,22 @@ impl ReasonLabels {
     }
 }
 
+/// `{topic, reason}`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct StoppedLabels {
+    topic: String,
+    reason: &'static str,
+}
+
+impl StoppedLabels {
+    pub(crate) fn new(topic: &TopicName, reason: &'static str) -> Self {
+        Self {
+            topic: topic.as_str().to_owned(),
+            reason,
+        }
+    }
+}
+
 /// `{topic}`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct TopicLabels {
@@ -106,6 +122,9 @@ pub(crate) struct Metrics {
     pub(crate) retention_headroom_seconds: Family<PartitionLabels, Seconds>,
     pub(crate) gap_offsets: Family<ReasonLabels, Counter>,
     pub(crate) partition_stopped: Family<ReasonLabels, Gauge>,
+    pub(crate) topic_stopped: Family<StoppedLabels, Gauge>,
+    pub(crate) open_transaction_offsets: Family<PartitionLabels, Gauge>,
+    pub(crate) open_transaction_seconds: Family<PartitionLabels, Seconds>,
     pub(crate) commits: Family<OutcomeLabels, Counter>,
     pub(crate) commit_seconds: Family<TopicLabels, Histogram, fn() -> Histogram>,
     pub(crate) files_written: Family<TopicLabels, Counter>,
@@ -139,6 +158,9 @@ impl Metrics {
             retention_headroom_seconds: Family::default(),
             gap_offsets: Family::default(),
             partition_stopped: Family::default(),
+            topic_stopped: Family::default(),
+            open_transaction_offsets: Family::default(),
+            open_transaction_seconds: Family::default(),
             commits: Family::default(),
             commit_seconds: Family::new_with_constructor(commit_seconds as fn() -> Histogram),
             files_written: Family::default(),
@@ -168,6 +190,11 @@ impl Metrics {
                 "Time until Kafka deletes something that is not archived; +Inf if nothing is deleted, absent if unknown",
             gap_offsets: "Offsets that Kafka deleted before they were archived, recorded as gaps by this process",
             partition_stopped: "1 while a partition is stopped for this reason and needs an operator",
+            topic_stopped: "1 while a whole topic is stopped for this reason and needs an operator",
+            open_transaction_offsets:
+                "Offsets in the log that nobody may read yet, since a transaction before them is open",
+            open_transaction_seconds:
+                "How long the last stable offset has stood still before such offsets; 0 when it moves",
             commits: "Commits by outcome: committed, fenced, unknown, failed",
             commit_seconds: "Time from the decision to commit to the snapshot",
             files_written: "Data files that were committed",
@@ -195,9 +222,17 @@ impl Metrics {
     pub(crate) fn forget(&self, tp: &TopicPartition) {
         let labels = PartitionLabels::from(tp);
         self.ledger_next_offset.remove(&labels);
+        self.unsee(tp);
+    }
+
+    /// Forgets what a look at a partition's log told.
+    pub(crate) fn unsee(&self, tp: &TopicPartition) {
+        let labels = PartitionLabels::from(tp);
         self.lag_records.remove(&labels);
         self.lag_seconds.remove(&labels);
         self.retention_headroom_seconds.remove(&labels);
+        self.open_transaction_offsets.remove(&labels);
+        self.open_transaction_seconds.remove(&labels);
     }
 }
 
@@ -223,6 +258,16 @@ mod tests {
         let reason = ReasonLabels::new(&tp, "retention");
         metrics.gap_offsets.get_or_create(&reason).inc_by(7);
         metrics.partition_stopped.get_or_create(&reason).set(1);
+        let stopped = StoppedLabels::new(&topic, "denied");
+        metrics.topic_stopped.get_or_create(&stopped).set(1);
+        metrics
+            .open_transaction_offsets
+            .get_or_create(&partition)
+            .set(4);
+        metrics
+            .open_transaction_seconds
+            .get_or_create(&partition)
+            .set(1.5);
         let outcome = OutcomeLabels::new(&topic, "committed");
         metrics.commits.get_or_create(&outcome).inc();
         let labels = TopicLabels::from(&topic);
@@ -249,6 +294,9 @@ mod tests {
             "everlog_archiver_retention_headroom_seconds{topic=\"orders\",partition=\"3\"} inf",
             "everlog_archiver_gap_offsets_total{topic=\"orders\",partition=\"3\",reason=\"retention\"} 7",
             "everlog_archiver_partition_stopped{topic=\"orders\",partition=\"3\",reason=\"retention\"} 1",
+            "everlog_archiver_topic_stopped{topic=\"orders\",reason=\"denied\"} 1",
+            "everlog_archiver_open_transaction_offsets{topic=\"orders\",partition=\"3\"} 4",
+            "everlog_archiver_open_transaction_seconds{topic=\"orders\",partition=\"3\"} 1.5",
             "everlog_archiver_commits_total{topic=\"orders\",outcome=\"committed\"} 1",
             "everlog_archiver_commit_seconds_count{topic=\"orders\"} 1",
             "everlog_archiver_files_written_total{topic=\"orders\"} 1",
@@ -262,6 +310,9 @@ mod tests {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }
         metrics.forget(&tp);
-        assert!(!metrics.encode().contains("ledger_next_offset{"));
+        let text = metrics.encode();
+        assert!(
+            !text.contains("ledger_next_offset{") && !text.contains("open_transaction_offsets{")
+        );
     }
 }

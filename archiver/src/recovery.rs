@@ -171,7 +171,7 @@ fn closing_before(ledger: &Ledger, generation: Generation) -> Vec<Closing> {
 pub struct PartitionFacts<'a> {
     /// The ledger's entry in the topic's era.
     pub entry: Option<&'a Entry>,
-    /// The log's ends; none where the partition does not exist.
+    /// The log's ends; none where the partition does not exist, or nobody answers for it now.
     pub bounds: Option<LogBounds>,
     /// Where the entry's leader epoch ended, where the entry has one and the broker knows it.
     pub epoch_end: Option<Offset>,
@@ -205,7 +205,7 @@ pub enum Decision {
     Truncated(Truncation),
     /// The broker's answers contradict each other (a leader that just changed): ask again.
     Unsettled,
-    /// There is no such partition (yet, or any more).
+    /// There is no such partition (yet, or any more), or nobody answers for it now: ask again.
     Absent,
 }
 

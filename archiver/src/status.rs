@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use crate::error::Failure;
 use crate::metrics::{
-    ErrorLabels, Metrics, OutcomeLabels, PartitionLabels, ReasonLabels, TopicLabels,
+    ErrorLabels, Metrics, OutcomeLabels, PartitionLabels, ReasonLabels, StoppedLabels, TopicLabels,
 };
 
 /// Reads the archiver's state from any task; cheap to clone.
@@ -37,8 +37,31 @@ struct State {
     is_ready: bool,
     /// Why it is not ready, once that is known.
     waits_for: Option<String>,
-    trouble: Option<Hold>,
+    /// What the whole process waits for: each of these is released by nothing but its own success.
+    waiting: BTreeMap<Waiting, Hold>,
     topics: BTreeMap<TopicName, TopicState>,
+}
+
+/// What the whole process may have to wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Waiting {
+    /// Topics are looked up.
+    Brokers,
+    /// Records are read.
+    Reader,
+    /// The group says what this member has.
+    Group,
+    /// The logs' bounds are looked at: while they are not, nobody knows whether offsets stand still.
+    Bounds,
+}
+
+impl Waiting {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Brokers | Self::Reader | Self::Bounds => "brokers",
+            Self::Group => "group",
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -56,6 +79,8 @@ struct PartitionState {
     next: Option<Offset>,
     bounds: Option<LogBounds>,
     behind_since: Option<Duration>,
+    /// No broker answers for it.
+    unanswered: Option<Hold>,
     failure: Option<Failure>,
 }
 
@@ -93,7 +118,7 @@ pub struct Reason {
     /// The partition; none: the whole topic.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub partition: Option<i32>,
-    /// `stalled`, `held`, `brokers`, or why something stopped.
+    /// `stalled`, `held`, `brokers`, `group`, or why something stopped.
     pub reason: &'static str,
     /// In words.
     pub detail: String,
@@ -154,7 +179,7 @@ impl StatusHandle {
         if state.is_ready {
             return None;
         }
-        let why = state.trouble.as_ref().map(|hold| &hold.why);
+        let why = state.waiting.values().next().map(|hold| &hold.why);
         let why = why.or(state.waits_for.as_ref());
         Some(why.map_or_else(|| "topics are being looked up".to_owned(), Clone::clone))
     }
@@ -165,15 +190,15 @@ impl StatusHandle {
         let patience = self.inner.patience;
         let state = self.lock();
         let mut reasons = Vec::new();
-        if let Some(hold) = &state.trouble
-            && now.saturating_sub(hold.since) > patience
-        {
-            reasons.push(Reason {
-                topic: None,
-                partition: None,
-                reason: "brokers",
-                detail: hold.why.clone(),
-            });
+        for (waiting, hold) in &state.waiting {
+            if now.saturating_sub(hold.since) > patience {
+                reasons.push(Reason {
+                    topic: None,
+                    partition: None,
+                    reason: waiting.as_str(),
+                    detail: hold.why.clone(),
+                });
+            }
         }
         for (name, topic) in &state.topics {
             topic.reasons(name, now, patience, &mut reasons);
@@ -200,21 +225,25 @@ impl StatusHandle {
     }
 
     /// The brokers do not answer, or the client has a problem.
-    pub(crate) fn trouble(&self, why: &str) {
+    pub(crate) fn trouble(&self, what: Waiting, why: &str) {
+        self.wait_for(what, why);
+        self.count_error(None, "log");
+    }
+
+    /// The whole process waits for something, which may be quite in order.
+    pub(crate) fn wait_for(&self, what: Waiting, why: &str) {
         let since = self.inner.clock.elapsed();
         let mut state = self.lock();
-        let hold = state.trouble.get_or_insert(Hold {
+        let hold = state.waiting.entry(what).or_insert(Hold {
             since,
             why: String::new(),
         });
         why.clone_into(&mut hold.why);
-        drop(state);
-        self.count_error(None, "log");
     }
 
-    /// They answer again.
-    pub(crate) fn no_trouble(&self) {
-        self.lock().trouble = None;
+    /// That very thing works again.
+    pub(crate) fn no_trouble(&self, what: Waiting) {
+        self.lock().waiting.remove(&what);
     }
 
     /// Work on a topic waits for something outside.
@@ -301,6 +330,7 @@ impl StatusHandle {
             partition.behind_since = None;
         }
         (partition.generation, partition.next) = (generation, Some(next));
+        partition.unanswered = None;
     }
 
     /// A look at the log: `archived` is where everything below is archived or holds no rows.
@@ -314,11 +344,26 @@ impl StatusHandle {
         let mut state = self.lock();
         let partition = state.partition(tp);
         partition.bounds = Some(bounds);
+        partition.unanswered = None;
         if lag == 0 {
             partition.behind_since = None;
         } else {
             partition.behind_since.get_or_insert(now);
         }
+    }
+
+    /// No broker answers for a partition (no leader), although its topic is there.
+    pub(crate) fn unanswered(&self, tp: &TopicPartition) {
+        let since = self.inner.clock.elapsed();
+        self.lock().partition(tp).unanswered.get_or_insert(Hold {
+            since,
+            why: "no broker answers for it: it may have no leader".to_owned(),
+        });
+    }
+
+    /// What was last seen of a log is too old to be shown: absent is what unknown looks like to an alert.
+    pub(crate) fn unseen(&self, tp: &TopicPartition) {
+        self.metrics().unsee(tp);
     }
 
     /// A partition or a topic is stopped for good.
@@ -332,9 +377,18 @@ impl StatusHandle {
                 .set(1);
             state.partition(&tp).failure = Some(failure.clone());
         } else {
+            self.metrics()
+                .topic_stopped
+                .get_or_create(&StoppedLabels::new(&failure.topic, failure.kind.as_str()))
+                .set(1);
             let topic = state.topics.entry(failure.topic.clone()).or_default();
             topic.failure = Some(failure.clone());
             topic.hold = None;
+            // nobody looks at its logs any more
+            for partition in topic.partitions.keys() {
+                let tp = TopicPartition::new(failure.topic.clone(), *partition);
+                self.metrics().unsee(&tp);
+            }
         }
     }
 
@@ -363,7 +417,12 @@ impl StatusHandle {
         for partition in partitions {
             self.forget(&TopicPartition::new(topic.clone(), partition));
         }
-        self.lock().topics.remove(topic);
+        let failure = self.lock().topics.remove(topic).and_then(|t| t.failure);
+        if let Some(failure) = failure {
+            self.metrics()
+                .topic_stopped
+                .remove(&StoppedLabels::new(topic, failure.kind.as_str()));
+        }
     }
 }
 
@@ -408,6 +467,15 @@ impl TopicState {
                     failure.kind.as_str(),
                     failure.message.clone(),
                 );
+            } else if let Some(hold) = &p.unanswered
+                && now.saturating_sub(hold.since) > patience
+            {
+                let detail = format!(
+                    "for {} s: {}",
+                    now.saturating_sub(hold.since).as_secs(),
+                    hold.why
+                );
+                add(Some(*partition), "held", detail);
             } else if let Some(since) = p.behind_since
                 && now.saturating_sub(since) > patience
             {
@@ -513,6 +581,62 @@ mod tests {
         assert!(health.reasons[0].detail.contains("still unknown"));
         status.release(&tp.topic);
         assert!(status.health().is_ok());
+    }
+
+    /// The one thing that works says nothing about the others.
+    #[test]
+    fn b04_what_the_process_waits_for_is_released_by_its_own_success_alone() {
+        let (clock, status, _) = setup();
+        status.trouble(Waiting::Bounds, "bounds: timed out");
+        status.wait_for(Waiting::Group, "nothing is assigned");
+        assert_eq!(status.waits_for().as_deref(), Some("nothing is assigned"));
+        for _ in 0..7 {
+            clock.advance(Duration::from_secs(10));
+            status.no_trouble(Waiting::Brokers);
+            status.trouble(Waiting::Bounds, "bounds: timed out again");
+        }
+        let said: Vec<_> = status.health().reasons;
+        assert_eq!((said[0].reason, said[1].reason), ("group", "brokers"));
+        assert_eq!(said[1].detail, "bounds: timed out again");
+        status.no_trouble(Waiting::Bounds);
+        status.no_trouble(Waiting::Group);
+        assert!(status.health().is_ok());
+    }
+
+    #[test]
+    fn a_partition_that_nobody_answers_for_is_a_reason_after_a_while() {
+        let (clock, status, tp) = setup();
+        status.unanswered(&tp);
+        clock.advance(Duration::from_secs(61));
+        status.unanswered(&tp);
+        let health = serde_json::to_value(status.health()).unwrap();
+        assert_eq!(health["reasons"][0]["reason"], "held");
+        assert_eq!(health["reasons"][0]["partition"], 0);
+        status.looked(&tp, bounds(0), o(0));
+        assert!(status.health().is_ok());
+    }
+
+    #[test]
+    fn b04_a_stopped_topic_is_a_metric_and_what_was_last_seen_of_its_logs_is_not() {
+        let (_, status, tp) = setup();
+        status.moved(&tp, Generation(0), o(5));
+        status.looked(&tp, bounds(5), o(5));
+        assert!(status.render_metrics().contains("lag_records{"));
+        status.stopped(&Failure {
+            topic: tp.topic.clone(),
+            partition: None,
+            kind: FailureKind::AnotherWriter,
+            message: "a foreign change".to_owned(),
+        });
+        let metrics = status.render_metrics();
+        assert!(
+            metrics.contains(
+                "everlog_archiver_topic_stopped{topic=\"t\",reason=\"another_writer\"} 1"
+            )
+        );
+        assert!(!metrics.contains("lag_records{"), "{metrics}");
+        status.forget_topic(&tp.topic);
+        assert!(!status.render_metrics().contains("topic_stopped{"));
     }
 
     #[test]

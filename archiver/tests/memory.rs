@@ -1,5 +1,7 @@
 //! The archiver from end to end, on brokers and a catalog in memory: real tables, real files, real Parquet.
 
+#[path = "memory/disturbed.rs"]
+mod disturbed;
 mod support;
 
 use std::time::Duration;
@@ -829,6 +831,76 @@ async fn h23_p03_a_zombie_that_was_thrown_out_is_fenced() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn catching_up_waits_for_a_partition_that_nobody_leads() {
+    let world = World::new();
+    world.log.create_topic(&topic("t"), 3);
+    for n in 0..3 {
+        world.produce(&tp("t", n), 0..100);
+    }
+    // at the very start, when nothing is known of its end
+    world.log.lose_leader(&tp("t", 1));
+    let comes_back = async {
+        tokio::time::sleep(Duration::from_secs(100)).await;
+        world.log.regain_leader(&tp("t", 1));
+    };
+    let (done, ()) = tokio::join!(world.catch_up(&["t"]), comes_back);
+    assert_eq!(done.unwrap().rows, 300);
+    world.assert_equals_log("t", 3).await;
+    // and when the archive knows an epoch of it, which nobody confirms
+    for n in 0..3 {
+        world.produce(&tp("t", n), 100..150);
+    }
+    world.log.lose_leader(&tp("t", 2));
+    let comes_back = async {
+        tokio::time::sleep(Duration::from_secs(100)).await;
+        world.log.regain_leader(&tp("t", 2));
+    };
+    let (done, ()) = tokio::join!(world.catch_up(&["t"]), comes_back);
+    assert_eq!(done.unwrap().rows, 150);
+    world.assert_equals_log("t", 3).await;
+}
+
+/// Expressions mean the same with a group as without: the archiver's own language, its own look at the topics.
+#[tokio::test(start_paused = true)]
+async fn h14_a_group_shares_what_the_expression_matches_and_nothing_else() {
+    let world = World::new();
+    for name in ["orders-12", "orders-d", "a", "ab"] {
+        world.log.create_topic(&topic(name), 2);
+        world.produce(&tp(name, 1), 0..10);
+    }
+    let settings = Settings {
+        group: Some("g".to_owned()),
+        ..world.settings(&[r"^orders-\d+$", "^(?:a|b)$"])
+    };
+    let members = [world.start(settings.clone()), world.start(settings)];
+    world.wait_for_ledger(&tp("orders-12", 1), 10).await;
+    world.wait_for_ledger(&tp("a", 1), 10).await;
+    for name in ["orders-13", "b", "bc"] {
+        world.log.create_topic(&topic(name), 1);
+        world.produce(&tp(name, 0), 0..10);
+    }
+    world.wait_for_ledger(&tp("orders-13", 0), 10).await;
+    world.wait_for_ledger(&tp("b", 0), 10).await;
+    // one that is gone is shared no more, and the others are
+    world.log.delete_topic(&topic("b"));
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    world.produce(&tp("orders-13", 0), 10..20);
+    world.wait_for_ledger(&tp("orders-13", 0), 20).await;
+    for member in members {
+        assert!(
+            member.status.health().is_ok(),
+            "{:?}",
+            member.status.health()
+        );
+        member.end().await.unwrap();
+    }
+    for name in ["orders-d", "ab", "bc"] {
+        let archive = world.archive(&topic(name)).await;
+        assert!(archive.is_none(), "{name} is not configured");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_group_catches_up_together() {
     let world = World::new();
     world.log.create_topic(&topic("t"), 4);
@@ -988,6 +1060,59 @@ async fn a_named_topic_that_does_not_exist_fails_a_catch_up_and_is_waited_for_ot
         running.status.waits_for()
     );
     running.end().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_denied_topic_takes_nothing_from_the_others() {
+    let world = World::new();
+    for name in ["t", "closed", "closes"] {
+        world.log.create_topic(&topic(name), 2);
+        world.produce(&tp(name, 0), 0..10);
+    }
+    world.log.deny(&topic("closed"), true);
+    let error = world.catch_up(&["t", "closed"]).await.unwrap_err();
+    assert_eq!(failures(&error), vec![FailureKind::Denied]);
+    assert!(error.to_string().contains("closed"), "{error}");
+    world.assert_equals_log("t", 2).await;
+
+    for group in [None, Some("g".to_owned())] {
+        world.log.deny(&topic("closed"), true);
+        world.log.deny(&topic("closes"), false);
+        let settings = Settings {
+            group,
+            ..world.settings(&["t", "closed", "^closes$"])
+        };
+        let running = world.start(settings);
+        let end = async |name: &str| i64::try_from(world.log_end(&tp(name, 0)).await).unwrap();
+        for name in ["t", "closes"] {
+            world.produce(&tp(name, 0), 0..10);
+            world.wait_for_ledger(&tp(name, 0), end(name).await).await;
+        }
+        assert_eq!(
+            running.status.waits_for().as_deref(),
+            Some("configured and not allowed to see: closed")
+        );
+        // one that is being read is closed, too
+        world.log.deny(&topic("closes"), true);
+        tokio::time::sleep(Duration::from_secs(200)).await;
+        world.produce(&tp("t", 0), 0..10);
+        world.wait_for_ledger(&tp("t", 0), end("t").await).await;
+        // and one is opened
+        world.log.deny(&topic("closed"), false);
+        world.produce(&tp("closed", 0), 0..10);
+        world
+            .wait_for_ledger(&tp("closed", 0), end("closed").await)
+            .await;
+        let health = format!("{:?}", running.status.health());
+        assert!(health.contains("closes"), "{health}");
+        let error = running.end().await.unwrap_err();
+        let kinds = failures(&error);
+        assert!(
+            kinds.iter().all(|kind| *kind == FailureKind::Denied) && !kinds.is_empty(),
+            "{error}"
+        );
+        assert!(error.to_string().contains("closes"), "{error}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

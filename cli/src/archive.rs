@@ -40,7 +40,7 @@ pub(crate) struct ArchiveArgs {
     ///
     /// For one run only: after a foreign change the archiver stops with 5 and names the snapshot. Look at what was changed
     /// first: a row that the other writer removed is gone from every replay.
-    #[arg(long, value_name = "SNAPSHOT")]
+    #[arg(long, value_name = "SNAPSHOT", value_parser = crate::replay::snapshot_id)]
     accept: Option<i64>,
 }
 

@@ -32,7 +32,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use failure::{Failure, Status};
 use settings::Needs;
@@ -189,15 +189,31 @@ fn usage(error: &clap::Error) -> ExitCode {
     }
     telemetry::notice(&format!(
         "error: {}",
-        usage_line(&error.render().to_string())
+        usage_line(
+            &error.render().to_string(),
+            &addressed(std::env::args().skip(1))
+        )
     ));
     ExitCode::from(Status::Usage.code())
 }
 
+/// The command that the words call, whatever is wrong with its options.
+fn addressed(words: impl Iterator<Item = String>) -> String {
+    let mut command = Cli::command();
+    let mut path = "everlog".to_owned();
+    for word in words {
+        if let Some(sub) = command.find_subcommand(&word).cloned() {
+            path = format!("{path} {word}");
+            command = sub;
+        }
+    }
+    path
+}
+
 /// Clap's several lines as one: what is wrong, its tip, and where to read on.
-fn usage_line(rendered: &str) -> String {
+fn usage_line(rendered: &str, addressed: &str) -> String {
     let mut parts: Vec<&str> = Vec::new();
-    let mut command = "everlog".to_owned();
+    let mut command = addressed.to_owned();
     for line in rendered.lines().map(str::trim) {
         if let Some(usage) = line.strip_prefix("Usage: ") {
             let words: Vec<&str> = usage
@@ -218,8 +234,6 @@ fn usage_line(rendered: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]
@@ -230,10 +244,17 @@ mod tests {
     #[test]
     fn a_usage_error_is_one_line() {
         let error = Cli::try_parse_from(["everlog", "config", "print", "--defalt"]).unwrap_err();
-        let line = usage_line(&error.render().to_string());
+        let line = usage_line(&error.render().to_string(), "everlog");
         assert_eq!(
             line,
             "unexpected argument '--defalt' found; tip: a similar argument exists: '--default'; see `everlog config print --help`"
+        );
+        let words = ["everlog", "replay", "orders", "--rate", "0"];
+        let error = Cli::try_parse_from(words).unwrap_err();
+        let called = addressed(words.into_iter().skip(1).map(str::to_owned));
+        assert_eq!(
+            usage_line(&error.render().to_string(), &called),
+            "invalid value '0' for '--rate <N>': write a number of events a second, 1 or more; see `everlog replay --help`"
         );
     }
 }

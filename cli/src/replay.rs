@@ -3,6 +3,7 @@
 use std::io::{IsTerminal as _, Write as _};
 use std::num::NonZeroU64;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use clap::{ArgGroup, Args, ValueEnum};
@@ -56,7 +57,7 @@ pub(crate) struct ReplayArgs {
     follow: bool,
 
     /// Read this snapshot
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", value_parser = snapshot_id)]
     snapshot: Option<i64>,
 
     /// Read the snapshot that was the newest then
@@ -79,7 +80,7 @@ pub(crate) struct ReplayArgs {
     order: String,
 
     /// So many events a second, at most
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = events_per_second)]
     rate: Option<NonZeroU64>,
 
     /// Keep the position in this file, and go on from it: exactly once for jsonl:PATH, kafka:TOPIC and count
@@ -104,6 +105,17 @@ pub(crate) struct ReplayArgs {
     /// Where events go: jsonl, jsonl:PATH, kafka:TOPIC, or count (prints how many there were)
     #[arg(long, value_name = "OUTPUT", default_value = "jsonl")]
     output: String,
+}
+
+fn events_per_second(text: &str) -> Result<NonZeroU64, String> {
+    text.parse()
+        .map_err(|_| "write a number of events a second, 1 or more".to_owned())
+}
+
+/// The id of a snapshot, which `everlog status` shows.
+pub(crate) fn snapshot_id(text: &str) -> Result<i64, String> {
+    text.parse()
+        .map_err(|_| "a snapshot's id is a number: `everlog status TOPIC` shows it".to_owned())
 }
 
 const EXAMPLES: &str = "\
@@ -281,10 +293,15 @@ struct View {
     gaps: usize,
     events: u64,
     drawn: Option<Instant>,
+    shown: Arc<Mutex<Option<(Instant, Progress)>>>,
+    /// Says so where nothing comes any more.
+    ticker: Option<tokio::task::JoinHandle<()>>,
 }
 
 /// Between two changes of the bar.
 const REDRAW: Duration = Duration::from_millis(100);
+/// A tail that is silent for so long has no rate to show.
+const QUIET: Duration = Duration::from_secs(2);
 
 impl View {
     fn new(output: &OutputTarget) -> Self {
@@ -294,12 +311,18 @@ impl View {
             bar.enable_steady_tick(REDRAW);
             bar
         });
+        let shown = Arc::default();
+        let ticker = bar
+            .as_ref()
+            .map(|bar| tokio::spawn(say_when_quiet(bar.clone(), Arc::clone(&shown))));
         Self {
             bar,
             has_end: None,
             gaps: 0,
             events: 0,
             drawn: None,
+            shown,
+            ticker,
         }
     }
 
@@ -322,9 +345,9 @@ impl View {
         if self.has_end != Some(has_end) {
             self.has_end = Some(has_end);
             let template = if has_end {
-                "{bar:24} {percent:>3}%  {msg}"
+                "{bar:24} {percent:>3}%  {wide_msg}"
             } else {
-                "{spinner} {msg}"
+                "{spinner} {wide_msg}"
             };
             if let Ok(style) = ProgressStyle::with_template(template) {
                 bar.set_style(style);
@@ -338,27 +361,58 @@ impl View {
             )]
             bar.set_position((share.clamp(0.0, 1.0) * 1_000.0) as u64);
         }
-        bar.set_message(message(&progress));
+        bar.set_message(message(&progress, None));
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some((Instant::now(), progress));
     }
 
-    fn clear(&self) {
+    fn clear(&mut self) {
+        if let Some(ticker) = self.ticker.take() {
+            ticker.abort();
+        }
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
     }
 }
 
-fn message(progress: &Progress) -> String {
+impl Drop for View {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+/// The step that waits for the next batch cannot draw meanwhile.
+async fn say_when_quiet(bar: ProgressBar, shown: Arc<Mutex<Option<(Instant, Progress)>>>) {
+    loop {
+        tokio::time::sleep(QUIET / 2).await;
+        let shown = shown.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((at, progress)) = &*shown
+            && at.elapsed() >= QUIET
+        {
+            bar.set_message(message(progress, Some(at.elapsed())));
+        }
+    }
+}
+
+/// `quiet`: how long nothing came.
+fn message(progress: &Progress, quiet: Option<Duration>) -> String {
     #[allow(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         reason = "a rate for people, never negative"
     )]
     let per_second = progress.events_per_second as u64;
+    let rate = match quiet {
+        None => text::rate(per_second, Duration::from_secs(1)),
+        Some(quiet) => format!(
+            "nothing for {}",
+            text::duration(Duration::from_secs(quiet.as_secs()))
+        ),
+    };
     let mut message = format!(
-        "{} events  {}  {}",
+        "{} events  {rate}  {}",
         text::count(progress.events),
-        text::rate(per_second, Duration::from_secs(1)),
         match progress.tier {
             Source::Archive => "archive",
             Source::Live => "live",
@@ -368,7 +422,7 @@ fn message(progress: &Progress) -> String {
         message.push_str("  at ");
         message.push_str(&text::time(time));
     }
-    if let Some(left) = progress.left {
+    if let Some(left) = progress.left.filter(|_| quiet.is_none()) {
         message.push_str("  ETA ");
         message.push_str(&text::duration(left));
     }
@@ -405,8 +459,12 @@ mod tests {
             left: Some(Duration::from_secs(12)),
         };
         assert_eq!(
-            message(&progress),
+            message(&progress, None),
             "1,234,567 events  345,000/s  archive  at 1970-01-01T00:00:00.000Z  ETA 12 s"
+        );
+        assert_eq!(
+            message(&progress, Some(Duration::from_secs(7))),
+            "1,234,567 events  nothing for 7 s  archive  at 1970-01-01T00:00:00.000Z"
         );
     }
 
@@ -418,6 +476,8 @@ mod tests {
             gaps: 1,
             events: 200,
             drawn: None,
+            shown: Arc::default(),
+            ticker: None,
         };
         let summary = Summary {
             events: 500,

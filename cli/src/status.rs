@@ -97,7 +97,7 @@ pub(crate) async fn run(args: &StatusArgs, settings: &Settings) -> Result<(), Fa
         time: text::time(clock.now()),
         kafka: Kafka {
             cluster_id: cluster.id.clone(),
-            problem: cluster.problem.clone(),
+            problem: cluster.what_is_missing(),
         },
         topics,
     };
@@ -110,7 +110,7 @@ pub(crate) async fn run(args: &StatusArgs, settings: &Settings) -> Result<(), Fa
         write!(out, "{}", report.render())?;
     }
     out.flush()?;
-    match (failure, cluster.problem) {
+    match (failure, cluster.what_is_missing()) {
         (Some(failure), _) => Err(failure),
         (None, Some(problem)) if log.is_some() => Err(Failure::new(
             Status::Failed,
@@ -126,6 +126,8 @@ struct Cluster {
     id: Option<String>,
     topics: BTreeMap<TopicName, TopicInfo>,
     bounds: BTreeMap<TopicPartition, LogBounds>,
+    /// Partitions that Kafka has, and for which no broker answered.
+    unanswered: BTreeSet<TopicPartition>,
     configs: BTreeMap<TopicName, TopicConfig>,
     problem: Option<String>,
 }
@@ -156,6 +158,21 @@ async fn ask(
 }
 
 impl Cluster {
+    /// Why bounds are missing, if any are.
+    fn what_is_missing(&self) -> Option<String> {
+        if self.problem.is_some() {
+            return self.problem.clone();
+        }
+        let first = self.unanswered.first()?;
+        let others = match self.unanswered.len() {
+            1 => String::new(),
+            n => format!(" and {} more", text::things(n as u64 - 1, "partition")),
+        };
+        Some(format!(
+            "no broker answers for {first}{others}: without a leader, or the leader is away"
+        ))
+    }
+
     /// Whether it has the topic; none: it did not say.
     fn has(&self, name: &TopicName) -> Option<bool> {
         let has = self.topics.contains_key(name);
@@ -188,7 +205,17 @@ impl Cluster {
                     .map(|p| TopicPartition::new(t.name.clone(), *p))
             })
             .collect();
-        self.bounds = log.bounds(&partitions, settings.archive.isolation).await?;
+        self.bounds = match log.bounds(&partitions, settings.archive.isolation).await {
+            Ok(bounds) => bounds,
+            Err(error) => {
+                self.unanswered = partitions.into_iter().collect();
+                return Err(error);
+            }
+        };
+        self.unanswered = partitions
+            .into_iter()
+            .filter(|tp| !self.bounds.contains_key(tp))
+            .collect();
         // Where reading the configuration is not allowed, headroom is unknown and the rest is not.
         self.configs = futures::stream::iter(self.topics.keys().cloned())
             .map(|topic| async move {
@@ -442,6 +469,7 @@ async fn partitions(
                 generation: shown,
                 entry: ledger.entry(shown, *p).copied(),
                 bounds,
+                is_unanswered: cluster.unanswered.contains(&at(*p)),
                 oldest: age,
                 headroom: ahead,
                 gaps: ledger.gaps.iter().filter(|g| g.partition == *p).count(),

@@ -44,7 +44,7 @@ pub(crate) struct VerifyArgs {
     offline: bool,
 
     /// Verify this snapshot instead of the newest
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", value_parser = crate::replay::snapshot_id)]
     snapshot: Option<i64>,
 
     /// Which sample is drawn without --full; the report names it

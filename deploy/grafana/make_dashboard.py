@@ -19,7 +19,7 @@ def bad_when(*steps, calm="green"):
 
 # title, help, unit, [(expression, legend)], thresholds
 STATS = [
-    ("Stopped partitions", "Partitions that wait for an operator.", "none", f"sum(everlog_archiver_partition_stopped{T}) or vector(0)", bad_when((1, "red"))),
+    ("Stopped", "Partitions and whole topics that wait for an operator.", "none", f"(sum(everlog_archiver_partition_stopped{T}) or vector(0)) + (sum(everlog_archiver_topic_stopped{T}) or vector(0))", bad_when((1, "red"))),
     ("Offsets lost", "Deleted by Kafka before they were archived, since the process started.", "none", f"sum(everlog_archiver_gap_offsets_total{T}) or vector(0)", bad_when((1, "red"))),
     ("Retention headroom", "The least time until Kafka deletes something unarchived.", "s", f"min(everlog_archiver_retention_headroom_seconds{T})", bad_when((21600, "orange"), (86400, "green"), calm="red")),
     ("Worst lag", "How far the slowest partition is behind Kafka.", "s", f"max(everlog_archiver_lag_seconds{T})", bad_when((300, "orange"), (900, "red"))),
@@ -31,6 +31,7 @@ GRAPHS = [
     ("Bytes written per second", "Data files, compressed.", "Bps", [(f"sum by (topic) (rate(everlog_archiver_bytes_written_total{T}[1m]))", "{{topic}}")]),
     ("Lag in records", "Per topic; the ten partitions that lag most.", "short", [(f"topk(10, everlog_archiver_lag_records{T})", "{{topic}}-{{partition}}")]),
     ("Lag in time", "How long ago the log first held what is not archived yet.", "s", [(f"topk(10, everlog_archiver_lag_seconds{T})", "{{topic}}-{{partition}}")]),
+    ("Open transactions", "How long the last stable offset has stood still before records that nobody may read yet.", "s", [(f"topk(10, everlog_archiver_open_transaction_seconds{T})", "{{topic}}-{{partition}}")]),
     ("Retention headroom", "Time until Kafka deletes something unarchived; the ten smallest.", "s", [(f"bottomk(10, everlog_archiver_retention_headroom_seconds{T} < Inf)", "{{topic}}-{{partition}}")]),
     ("Ledger moves", "Offsets per second by which each partition's ledger advances; the ten slowest.", "short", [(f"bottomk(10, rate(everlog_archiver_ledger_next_offset{T}[5m]))", "{{topic}}-{{partition}}")]),
     ("Commits per minute", "By outcome.", "short", [(f"sum by (outcome) (rate(everlog_archiver_commits_total{T}[5m])) * 60", "{{outcome}}")]),

@@ -33,7 +33,7 @@ use everlog_kafka::StartAt;
 pub struct LiveFacts {
     /// Whose log it is.
     pub identity: Identity,
-    /// Per partition of the topic.
+    /// Per partition of the topic that matters to the replay: of all of them, or the facts are not known yet.
     pub bounds: BTreeMap<Partition, LogBounds>,
     /// Where the log of the epoch of our last record ended, where the broker knows that.
     pub epoch_ends: BTreeMap<Partition, Offset>,

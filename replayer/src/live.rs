@@ -3,13 +3,13 @@
 //! Invariant: what [`Tailer::poll`] hands out of a partition is contiguous from its start. Offsets below are dropped,
 //! offsets beyond are an error, whatever the client does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use everlog_common::{
-    Clock, EventBatch, Generation, Identity, Offset, OffsetRange, Partition, Positions, Source,
-    TopicName, TopicPartition,
+    Clock, EventBatch, Generation, Identity, LogBounds, Offset, OffsetRange, Partition, Positions,
+    Source, TopicName, TopicPartition,
 };
 use everlog_kafka::{
     Isolation, Log, LogError, LogReader, Membership, PartitionFault, ReaderEvent, ReaderOptions,
@@ -33,31 +33,48 @@ pub(crate) struct Cluster {
     pub(crate) log: Arc<dyn Log>,
     pub(crate) topic: TopicName,
     pub(crate) isolation: Isolation,
+    /// The partitions that matter; none: all.
+    pub(crate) wanted: Option<BTreeSet<Partition>>,
     pub(crate) clock: Arc<dyn Clock>,
 }
 
 impl Cluster {
     /// Identity, bounds, and where the epochs of our last records ended; none where the topic does not exist. While the
-    /// cluster is not available the questions are repeated, for a bounded time.
+    /// cluster, or the leader of a partition that matters, is not available the questions are repeated, for a bounded time.
     pub(crate) async fn facts(
         &self,
         epochs: &BTreeMap<Partition, i32>,
     ) -> Result<Option<LiveFacts>, LogError> {
-        let began = self.clock.elapsed();
-        let mut wait = BACKOFF;
+        let mut patience = Patience::new(self);
         loop {
             match self.ask(epochs).await {
-                Err(error)
-                    if error.is_transient()
-                        && self.clock.elapsed().saturating_sub(began) < PATIENCE =>
-                {
-                    tracing::debug!(%error, "asking the cluster again");
-                    self.clock.sleep(wait).await;
-                    wait = (wait * 2).min(BACKOFF_MAX);
-                }
+                Err(error) if patience.has_waited(&error).await => {}
                 answer => return answer,
             }
         }
+    }
+
+    /// Bounds of one partition; none where it does not exist. Repeated as with [`Cluster::facts`].
+    pub(crate) async fn bounds_of(
+        &self,
+        partition: Partition,
+    ) -> Result<Option<LogBounds>, LogError> {
+        let mut patience = Patience::new(self);
+        loop {
+            match self.ask_bounds(partition).await {
+                Err(error) if patience.has_waited(&error).await => {}
+                answer => return answer,
+            }
+        }
+    }
+
+    async fn ask_bounds(&self, partition: Partition) -> Result<Option<LogBounds>, LogError> {
+        let info = self.described().await?;
+        if !info.is_some_and(|info| info.partitions.contains(&partition)) {
+            return Ok(None);
+        }
+        let bounds = self.bounds(&[self.partition(partition)]).await?;
+        Ok(bounds.into_values().next())
     }
 
     /// The identity is read before and after the bounds, so that both are of one incarnation.
@@ -65,11 +82,16 @@ impl Cluster {
         let Some((identity, partitions)) = self.identity().await? else {
             return Ok(None);
         };
-        let all: Vec<TopicPartition> = partitions.iter().map(|p| self.partition(*p)).collect();
-        let bounds = self.log.bounds(&all, self.isolation).await?;
+        let matters = |p: &Partition| self.wanted.as_ref().is_none_or(|w| w.contains(p));
+        let all: Vec<TopicPartition> = partitions
+            .iter()
+            .filter(|p| matters(p))
+            .map(|p| self.partition(*p))
+            .collect();
+        let bounds = self.bounds(&all).await?;
         let asked: Vec<(TopicPartition, i32)> = epochs
             .iter()
-            .filter(|(p, _)| partitions.contains(p))
+            .filter(|(p, _)| partitions.contains(p) && matters(p))
             .map(|(p, epoch)| (self.partition(*p), *epoch))
             .collect();
         let ends = if asked.is_empty() {
@@ -77,6 +99,7 @@ impl Cluster {
         } else {
             self.log.epoch_ends(&asked).await?
         };
+        all_answered(asked.iter().map(|(tp, _)| tp), &ends)?;
         let after = self.identity().await?;
         if after.as_ref().map(|(identity, _)| identity) != Some(&identity) {
             return Err(LogError::Unavailable {
@@ -95,6 +118,17 @@ impl Cluster {
                 .collect(),
             epoch_ends: ends.collect(),
         }))
+    }
+
+    /// Bounds of partitions that exist. One that is not answered is not known yet: taken for gone, or for empty, it would end
+    /// a replay early.
+    async fn bounds(
+        &self,
+        all: &[TopicPartition],
+    ) -> Result<BTreeMap<TopicPartition, LogBounds>, LogError> {
+        let bounds = self.log.bounds(all, self.isolation).await?;
+        all_answered(all, &bounds)?;
+        Ok(bounds)
     }
 
     /// Whose log it is now; none where the topic does not exist. The topic's id alone is one request, and enough while the
@@ -122,11 +156,55 @@ impl Cluster {
 
     async fn described(&self) -> Result<Option<TopicInfo>, LogError> {
         let mut described = self.log.describe(std::slice::from_ref(&self.topic)).await?;
-        Ok(described.remove(&self.topic))
+        described.remove(&self.topic).transpose()
     }
 
     pub(crate) fn partition(&self, partition: Partition) -> TopicPartition {
         TopicPartition::new(self.topic.clone(), partition)
+    }
+}
+
+/// Waits between repetitions of a question, for a bounded time.
+struct Patience<'a> {
+    clock: &'a dyn Clock,
+    began: Duration,
+    wait: Duration,
+}
+
+impl<'a> Patience<'a> {
+    fn new(cluster: &'a Cluster) -> Self {
+        Self {
+            clock: cluster.clock.as_ref(),
+            began: cluster.clock.elapsed(),
+            wait: BACKOFF,
+        }
+    }
+
+    /// Whether the question is to be asked again: then the wait before that is over.
+    async fn has_waited(&mut self, error: &LogError) -> bool {
+        if !error.is_transient() || self.clock.elapsed().saturating_sub(self.began) >= PATIENCE {
+            return false;
+        }
+        tracing::debug!(%error, "asking the cluster again");
+        self.clock.sleep(self.wait).await;
+        self.wait = (self.wait * 2).min(BACKOFF_MAX);
+        true
+    }
+}
+
+/// An error that may pass by itself where one is missing in the answers.
+fn all_answered<'a, T>(
+    asked: impl IntoIterator<Item = &'a TopicPartition>,
+    answers: &BTreeMap<TopicPartition, T>,
+) -> Result<(), LogError> {
+    let mut asked = asked.into_iter();
+    match asked.find(|tp| !answers.contains_key(tp)) {
+        None => Ok(()),
+        Some(missing) => Err(LogError::Unavailable {
+            what: missing.to_string(),
+            detail: "no broker answers for this partition: it has no leader, or its leader is away"
+                .to_owned(),
+        }),
     }
 }
 

@@ -60,8 +60,9 @@ impl Meter {
         events_left: Option<u64>,
         now: Duration,
     ) -> Progress {
-        let oldest = self.samples.front().copied();
-        let (since, before) = oldest.unwrap_or((now, self.events));
+        // what is older says nothing of now: a tail may have been silent since
+        let mut recent = self.samples.iter().filter(|(at, _)| *at + RATE_SPAN >= now);
+        let (since, before) = recent.next().copied().unwrap_or((now, self.events));
         let span = now.saturating_sub(since).as_secs_f64();
         let events_per_second = if span > 0.0 {
             (self.events - before) as f64 / span
@@ -103,6 +104,20 @@ mod tests {
         assert_eq!(progress.share, Some(0.5));
         assert_eq!(progress.left, Some(Duration::from_secs(5)));
         assert_eq!(progress.time, Some(Millis(4)));
+    }
+
+    #[test]
+    fn a_silent_tail_has_no_rate() {
+        let mut meter = Meter::default();
+        for second in 0..3 {
+            meter.emitted(100, None, Duration::from_secs(second));
+        }
+        let rate = |at| {
+            let progress = meter.progress(Source::Live, None, Duration::from_secs(at));
+            progress.events_per_second
+        };
+        assert!(rate(2) > 99.0 && rate(4) > 1.0 && rate(4) < 99.0);
+        assert!(rate(8).abs() < f64::EPSILON);
     }
 
     #[test]

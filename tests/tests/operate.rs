@@ -233,7 +233,7 @@ async fn an_orderly_end_makes_a_last_commit() {
             if (now - held).abs() > 0.5 {
                 (held, since) = (now, Instant::now());
             }
-            held > 100_000.0 && since.elapsed() > Duration::from_millis(1_500)
+            held > 50_000.0 && since.elapsed() > Duration::from_millis(1_500)
         });
         assert_eq!(archiver.end_by(signal, Duration::from_secs(30)), Some(0));
         let replayed = everlog.replay(topic, &["--until", "snapshot"]);

@@ -5,9 +5,11 @@
 
 use std::collections::BTreeMap;
 
-use everlog_common::{LogBounds, Offset, Partition, TopicName, TopicPartition};
+use everlog_common::{Identity, LogBounds, Offset, Partition, TopicName, TopicPartition};
+use everlog_kafka::LogError;
 
 use super::topic::{Part, Topic};
+
 /// What one partition has to reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Target {
@@ -26,42 +28,109 @@ enum Progress {
     Done,
 }
 
+/// The ends of one incarnation of a topic: those of another one say nothing about it.
+#[derive(Debug)]
+struct Ends {
+    identity: Identity,
+    /// None: no broker has told yet.
+    partitions: BTreeMap<Partition, Option<Target>>,
+}
+
 /// What all partitions have to reach.
 #[derive(Debug, Default)]
 pub(super) struct CaughtUp {
-    targets: BTreeMap<TopicName, BTreeMap<Partition, Target>>,
+    topics: BTreeMap<TopicName, Ends>,
     is_set: bool,
 }
 
+/// A look at the ends.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    /// Which incarnations were there, with all of their partitions.
+    pub(super) topics: BTreeMap<TopicName, (Identity, Vec<Partition>)>,
+    /// The ends of those that answered.
+    pub(super) bounds: BTreeMap<TopicPartition, LogBounds>,
+    /// Topics without an end, since we may not ask for it.
+    pub(super) denied: BTreeMap<TopicName, LogError>,
+}
+
 impl CaughtUp {
-    /// Takes the ends that were seen at the start.
-    pub(super) fn set(&mut self, bounds: &BTreeMap<TopicPartition, LogBounds>) {
-        self.is_set = true;
-        for (tp, b) in bounds {
-            self.replace(&tp.topic, tp.partition, b);
+    /// Takes the ends that were seen at the start; at a later look only those that were not told before. Whether all of
+    /// them are known now.
+    pub(super) fn set(&mut self, seen: &Seen) -> bool {
+        let is_first = !std::mem::replace(&mut self.is_set, true);
+        for (name, (identity, partitions)) in &seen.topics {
+            if is_first {
+                self.topics.insert(
+                    name.clone(),
+                    Ends {
+                        identity: identity.clone(),
+                        partitions: partitions.iter().map(|p| (*p, None)).collect(),
+                    },
+                );
+            }
+            let Some(ends) = self.topics.get_mut(name) else {
+                continue;
+            };
+            if !ends.identity.agrees(identity) {
+                continue;
+            }
+            for (p, target) in &mut ends.partitions {
+                let tp = TopicPartition::new(name.clone(), *p);
+                if target.is_none() {
+                    *target = seen.bounds.get(&tp).map(Target::of);
+                }
+            }
+        }
+        self.topics
+            .values()
+            .all(|ends| ends.partitions.values().all(Option::is_some))
+    }
+
+    /// Whether ends were seen at all.
+    pub(super) const fn is_set(&self) -> bool {
+        self.is_set
+    }
+
+    /// Takes the ends of another incarnation of a topic, all of them: partitions that are not among them are no more.
+    pub(super) fn renew(
+        &mut self,
+        topic: &TopicName,
+        identity: &Identity,
+        bounds: &BTreeMap<TopicPartition, LogBounds>,
+    ) {
+        if let Some(ends) = self.topics.get_mut(topic) {
+            *ends = Ends {
+                identity: identity.clone(),
+                partitions: bounds
+                    .iter()
+                    .map(|(tp, b)| (tp.partition, Some(Target::of(b))))
+                    .collect(),
+            };
         }
     }
 
-    /// Takes another end for a partition, since its topic is another one now.
-    pub(super) fn replace(&mut self, topic: &TopicName, partition: Partition, bounds: &LogBounds) {
-        let target = Target {
-            log_start: bounds.log_start,
-            end: bounds.end,
-        };
-        self.targets
-            .entry(topic.clone())
-            .or_default()
-            .insert(partition, target);
+    /// Which incarnation of a topic the ends are of.
+    pub(super) fn identity(&self, topic: &TopicName) -> Option<&Identity> {
+        self.topics.get(topic).map(|ends| &ends.identity)
+    }
+
+    /// Whether a topic is another one than its ends are of.
+    pub(super) fn wants_ends(&self, name: &TopicName, topic: &Topic) -> bool {
+        match (self.identity(name), &topic.identity) {
+            (Some(of), Some(now)) => !of.agrees(now),
+            _ => false,
+        }
     }
 
     /// A topic that is not there any more has no end.
     pub(super) fn forget(&mut self, topic: &TopicName) {
-        self.targets.remove(topic);
+        self.topics.remove(topic);
     }
 
     /// The topics that have ends.
     pub(super) fn topics(&self) -> impl Iterator<Item = &TopicName> {
-        self.targets.keys()
+        self.topics.keys()
     }
 
     fn progress(
@@ -69,15 +138,18 @@ impl CaughtUp {
         name: &TopicName,
         topic: Option<&Topic>,
     ) -> impl Iterator<Item = (Partition, Progress)> {
-        let targets = self.targets.get(name).into_iter().flatten();
-        targets
-            .map(move |(p, target)| (*p, topic.map_or(Progress::Reading, |t| of(t, *p, *target))))
+        self.topics.get(name).into_iter().flat_map(move |ends| {
+            ends.partitions.iter().map(move |(p, target)| {
+                let progress = topic.map_or(Progress::Reading, |t| of(t, *p, ends, *target));
+                (*p, progress)
+            })
+        })
     }
 
     /// Whether every partition of every topic is done.
     pub(super) fn is_done(&self, topics: &BTreeMap<TopicName, Topic>) -> bool {
         self.is_set
-            && self.targets.keys().all(|name| {
+            && self.topics.keys().all(|name| {
                 self.progress(name, topics.get(name))
                     .all(|(_, p)| p == Progress::Done)
             })
@@ -111,14 +183,27 @@ impl CaughtUp {
     }
 }
 
-fn of(topic: &Topic, partition: Partition, target: Target) -> Progress {
+impl Target {
+    fn of(bounds: &LogBounds) -> Self {
+        Self {
+            log_start: bounds.log_start,
+            end: bounds.end,
+        }
+    }
+}
+
+fn of(topic: &Topic, partition: Partition, ends: &Ends, target: Option<Target>) -> Progress {
     let part = topic.parts.get(&partition);
     if topic.failure.is_some() || part.is_some_and(Part::is_stopped) {
         return Progress::Done;
     }
-    if topic.identity.is_none() {
+    let is_that_one = topic
+        .identity
+        .as_ref()
+        .is_some_and(|identity| identity.agrees(&ends.identity));
+    let Some(target) = target.filter(|_| is_that_one) else {
         return Progress::Reading;
-    }
+    };
     match topic.entry(partition) {
         Some(entry) if entry.next >= target.end => return Progress::Done,
         // nothing in it, and nothing to say of it
@@ -141,7 +226,7 @@ fn of(topic: &Topic, partition: Partition, target: Target) -> Progress {
 #[cfg(test)]
 mod tests {
     use everlog_common::ledger::GenerationLedger;
-    use everlog_common::{Entry, EventColumns, Generation, Identity, OffsetRange};
+    use everlog_common::{Entry, EventColumns, Generation, OffsetRange, TopicId};
 
     use super::super::topic::PartState;
     use super::*;
@@ -160,10 +245,18 @@ mod tests {
         TopicName::new("t").unwrap()
     }
 
-    fn targets(ends: &[(i32, i64, i64)]) -> CaughtUp {
-        let mut caught_up = CaughtUp::default();
+    fn identity(n: u128) -> Identity {
+        Identity {
+            cluster_id: None,
+            topic_id: Some(TopicId(uuid::Uuid::from_u128(n))),
+        }
+    }
+
+    /// Partition, log start, end; a negative end is one that was not told.
+    fn seen(ends: &[(i32, i64, i64)]) -> Seen {
         let bounds = ends
             .iter()
+            .filter(|(_, _, end)| *end >= 0)
             .map(|(n, start, end)| {
                 let b = LogBounds {
                     log_start: o(*start),
@@ -173,13 +266,23 @@ mod tests {
                 (TopicPartition::new(name(), p(*n)), b)
             })
             .collect();
-        caught_up.set(&bounds);
+        let partitions = ends.iter().map(|(n, ..)| p(*n)).collect();
+        Seen {
+            topics: BTreeMap::from([(name(), (identity(1), partitions))]),
+            bounds,
+            denied: BTreeMap::new(),
+        }
+    }
+
+    fn targets(ends: &[(i32, i64, i64)]) -> CaughtUp {
+        let mut caught_up = CaughtUp::default();
+        caught_up.set(&seen(ends));
         caught_up
     }
 
     fn topic(next: Option<i64>, position: i64) -> Topic {
         let mut topic = Topic {
-            identity: Some(Identity::default()),
+            identity: Some(identity(1)),
             ..Topic::default()
         };
         let entry = next.map(|next| Entry {
@@ -247,6 +350,48 @@ mod tests {
         let busy = topic(Some(4), 5);
         assert!(!caught_up.waits_for_others(&name(), &busy));
         assert!(caught_up.wants_flush(&name(), &busy));
+    }
+
+    #[test]
+    fn h12_another_incarnation_runs_to_its_own_ends_and_partitions_that_are_no_more_hold_nobody() {
+        let mut caught_up = targets(&[(0, 0, 1000), (1, 0, 1000)]);
+        let mut other = topic(Some(5), 5);
+        other.identity = Some(identity(2));
+        assert!(caught_up.wants_ends(&name(), &other));
+        // what it has reached says nothing while its ends are not known
+        let far = {
+            let mut far = topic(Some(5000), 5000);
+            far.identity = Some(identity(2));
+            far
+        };
+        assert!(!is_done(&caught_up, far));
+        let ends = seen(&[(0, 0, 5)]);
+        caught_up.renew(&name(), &identity(2), &ends.bounds);
+        assert!(!caught_up.wants_ends(&name(), &other));
+        assert!(is_done(&caught_up, other));
+        // and the ends of the one before are not taken for it
+        caught_up.set(&targets_of(1));
+        let mut still = topic(Some(5), 5);
+        still.identity = Some(identity(2));
+        assert!(is_done(&caught_up, still));
+    }
+
+    fn targets_of(n: u128) -> Seen {
+        let mut seen = seen(&[(0, 0, 1000)]);
+        seen.topics.get_mut(&name()).unwrap().0 = identity(n);
+        seen
+    }
+
+    #[test]
+    fn a_partition_whose_end_nobody_told_is_waited_for_and_the_others_keep_theirs() {
+        let mut caught_up = CaughtUp::default();
+        assert!(!caught_up.set(&seen(&[(0, 0, -1)])));
+        assert!(!is_done(&caught_up, topic(Some(5), 5)));
+        assert!(caught_up.set(&seen(&[(0, 0, 5)])));
+        assert!(is_done(&caught_up, topic(Some(5), 5)));
+        // the log goes on; the end does not
+        assert!(caught_up.set(&seen(&[(0, 0, 9)])));
+        assert!(is_done(&caught_up, topic(Some(5), 5)));
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //!        │ truncated: those void           └── files without a  └─► refused for now: append again
 //!        │                                     fenced partition
 //!        └ the brokers do not answer: wait     are kept
+//!          (one partition alone does not: without it)
 //! ```
 //!
 //! The task owns what it commits. It ends with a definite outcome, or it is dropped (a crash, in effect): then the
@@ -24,6 +25,7 @@ use everlog_common::{
 use everlog_kafka::{Isolation, Log, LogError};
 use everlog_table::archive::{
     AppendRequest, Archive, ArchiveDeps, ArchiveError, ArchiveErrorKind, CommitOutcome,
+    PendingCommit,
 };
 use everlog_table::catalog::LoadedTable;
 use everlog_table::files::{EncodedFile, PartitionRows};
@@ -34,19 +36,23 @@ use everlog_table::writer::{
 use futures::{StreamExt as _, TryStreamExt as _};
 use tokio::sync::Semaphore;
 
-use super::MISSING;
 use super::prepare::{self, identity_of};
+use super::{DENIALS_MAX, MISSING};
 use crate::accumulator::Cut;
 use crate::backoff::Backoff;
 use crate::error::{FailureKind, one_line};
 use crate::recovery::{self, Closing, CommitCheck, CommitFacts, Truncation};
 use crate::status::StatusHandle;
 
-/// How often contradicting answers of the brokers are asked again before they are believed.
+/// How often contradicting answers of the brokers are asked again before they are believed, and how often a partition
+/// that does not answer before the others go on without it.
 const LOOKS: u32 = 4;
 
 /// So many cuts are hashed at once.
 const SEALERS: usize = 2;
+
+/// Time between two such looks.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
 
 /// What is to be committed, and with what.
 pub(crate) struct Job {
@@ -75,6 +81,8 @@ pub(crate) struct Report {
     pub(crate) fenced: BTreeMap<Partition, String>,
     /// Partitions whose log was cut below what was to be committed.
     pub(crate) truncated: BTreeMap<Partition, Truncation>,
+    /// Partitions that no broker answered for (no leader): what was read of them is unchecked, and was not committed.
+    pub(crate) unanswered: BTreeSet<Partition>,
     pub(crate) end: End,
 }
 
@@ -106,6 +114,7 @@ impl Report {
             landed: None,
             fenced: BTreeMap::new(),
             truncated: BTreeMap::new(),
+            unanswered: BTreeSet::new(),
             end,
         }
     }
@@ -118,6 +127,7 @@ struct Checked {
     /// The epoch that the ledger keeps, per partition.
     epochs: BTreeMap<Partition, Option<i32>>,
     truncated: BTreeMap<Partition, Truncation>,
+    unanswered: BTreeSet<Partition>,
 }
 
 enum Stop {
@@ -138,33 +148,93 @@ impl From<Stop> for End {
 
 /// Runs a commit to its end.
 pub(crate) async fn commit(mut job: Job) -> Report {
-    let started = job.deps.clock.elapsed();
-    let checked = match job.check().await {
-        Ok(checked) => checked,
-        Err(stop) => return Report::ended(stop.into()),
-    };
-    job.cuts
-        .retain(|cut| !checked.truncated.contains_key(&cut.partition()));
     let mut report = Report::ended(End::Done);
-    report.truncated.clone_from(&checked.truncated);
-    if !job.cuts.is_empty()
-        && let Err(stop) = job.propose(&checked, started, &mut report).await
-    {
+    if let Err(stop) = job.check_and_propose(&mut report).await {
         report.end = stop.into();
     }
-    let outcome = match (&report.end, &report.landed) {
-        (End::Done, Some(_)) => None,
-        (End::Done, None) => Some("fenced"),
-        _ => Some("failed"),
-    };
-    if let Some(outcome) = outcome {
+    if let Some(outcome) = report.outcome() {
         job.status.count_commit(&job.topic, outcome);
     }
     job.status.release(&job.topic);
     report
 }
 
+impl Report {
+    /// What it counts as, beside a commit that landed.
+    fn outcome(&self) -> Option<&'static str> {
+        match (&self.end, &self.landed) {
+            (End::Done, Some(_)) => None,
+            (End::Done, None) if !self.fenced.is_empty() => Some("fenced"),
+            _ => Some("failed"),
+        }
+    }
+}
+
+/// How many refusals in a row are waited out before they are believed. Credentials are rotated and brokers and stores
+/// restarted one by one, so the first one proves little; rows that were read wait meanwhile.
+#[derive(Default)]
+struct Patience {
+    denials: u32,
+}
+
+impl Patience {
+    /// Whether this denial is one too many.
+    fn is_over(&mut self) -> bool {
+        self.denials += 1;
+        self.denials >= DENIALS_MAX
+    }
+
+    /// Something was allowed.
+    fn renew(&mut self) {
+        self.denials = 0;
+    }
+
+    /// What to wait for; what not to wait for, or not any longer, is a stop.
+    fn with_archive(&mut self, error: &ArchiveError) -> Result<String, Stop> {
+        let why = one_line(error);
+        match FailureKind::of_archive(error) {
+            None => {
+                self.renew();
+                Ok(why)
+            }
+            Some(FailureKind::Denied) if !self.is_over() => Ok(why),
+            Some(kind) => Err(Stop::Failed(kind, why)),
+        }
+    }
+
+    /// The same for an error of writing files.
+    fn with_write(&mut self, error: &WriteError) -> Result<String, Stop> {
+        let why = one_line(error);
+        match error.kind() {
+            // a bucket or folder that is not there may come back; nothing of ours was there before
+            StorageErrorKind::Transient | StorageErrorKind::NotFound => {
+                self.renew();
+                Ok(why)
+            }
+            StorageErrorKind::Unauthorized if !self.is_over() => Ok(why),
+            StorageErrorKind::Unauthorized => Err(Stop::Failed(FailureKind::Denied, why)),
+            StorageErrorKind::Invalid => Err(Stop::Failed(FailureKind::Configuration, why)),
+            StorageErrorKind::Corrupt => Err(Stop::Failed(FailureKind::Corrupt, why)),
+        }
+    }
+}
+
 impl Job {
+    async fn check_and_propose(&mut self, report: &mut Report) -> Result<(), Stop> {
+        let started = self.deps.clock.elapsed();
+        let checked = self.check().await?;
+        self.cuts.retain(|cut| {
+            let partition = cut.partition();
+            !checked.truncated.contains_key(&partition) && !checked.unanswered.contains(&partition)
+        });
+        report.truncated.clone_from(&checked.truncated);
+        report.unanswered.clone_from(&checked.unanswered);
+        if self.cuts.is_empty() {
+            return Ok(());
+        }
+        self.propose(&checked, started, report).await
+    }
+
     /// Waits before another try, and says why.
     async fn hold(&self, backoff: &mut Backoff, kind: &'static str, why: &str) {
         let wait = backoff.next(self.deps.ids.as_ref());
@@ -180,9 +250,10 @@ impl Job {
     }
 
     /// Asks the brokers who they are and what they have. What cannot be asked is waited for: a batch is never committed
-    /// unchecked.
+    /// unchecked. A partition that alone does not answer is left out.
     async fn check(&self) -> Result<Checked, Stop> {
         let mut backoff = Backoff::default();
+        let mut patience = Patience::default();
         let mut looks = 0;
         let began = self.deps.clock.elapsed();
         loop {
@@ -192,7 +263,7 @@ impl Job {
                     if is_settled || looks >= LOOKS {
                         return Ok(checked);
                     }
-                    self.deps.clock.sleep(Duration::from_millis(500)).await;
+                    self.deps.clock.sleep(BETWEEN_LOOKS).await;
                 }
                 // metadata may be on its way; dropping the rows is not to be undone
                 Err(Look::Stop(Stop::Gone))
@@ -203,11 +274,16 @@ impl Job {
                 }
                 Err(Look::Stop(stop)) => return Err(stop),
                 Err(Look::Log(error)) if error.is_transient() => {
+                    patience.renew();
                     self.hold(&mut backoff, "log", &one_line(&error)).await;
                 }
                 Err(Look::Log(LogError::UnknownTopic(_))) => return Err(Stop::Gone),
                 Err(Look::Log(error @ LogError::Denied { .. })) => {
-                    return Err(Stop::Failed(FailureKind::Denied, one_line(&error)));
+                    let why = one_line(&error);
+                    if patience.is_over() {
+                        return Err(Stop::Failed(FailureKind::Denied, why));
+                    }
+                    self.hold(&mut backoff, "log", &why).await;
                 }
                 Err(Look::Log(error)) => {
                     return Err(Stop::Failed(FailureKind::Other, one_line(&error)));
@@ -223,15 +299,14 @@ impl Job {
             .iter()
             .map(|cut| TopicPartition::new(self.topic.clone(), cut.partition()))
             .collect();
+        let bounds = self.log.bounds(&partitions, self.isolation).await?;
         let epochs: Vec<(TopicPartition, i32)> = self
             .cuts
             .iter()
-            .filter_map(|cut| {
-                let tp = TopicPartition::new(self.topic.clone(), cut.partition());
-                Some((tp, cut.leader_epoch()?))
-            })
+            .zip(&partitions)
+            .filter(|(_, tp)| bounds.contains_key(tp))
+            .filter_map(|(cut, tp)| Some((tp.clone(), cut.leader_epoch()?)))
             .collect();
-        let bounds = self.log.bounds(&partitions, self.isolation).await?;
         let ends = if epochs.is_empty() {
             BTreeMap::new()
         } else {
@@ -246,10 +321,14 @@ impl Job {
             identity,
             epochs: BTreeMap::new(),
             truncated: BTreeMap::new(),
+            unanswered: BTreeSet::new(),
         };
         let mut is_settled = true;
         for (cut, tp) in self.cuts.iter().zip(&partitions) {
-            let epoch_end = ends.get(tp).copied().flatten();
+            let epoch_end = match cut.leader_epoch() {
+                Some(_) => ends.get(tp).copied(),
+                None => Some(None),
+            };
             match verdict(cut, epoch_end, bounds.get(tp)) {
                 Some(CommitCheck::Sound(epoch)) => {
                     checked.epochs.insert(cut.partition(), epoch);
@@ -264,12 +343,10 @@ impl Job {
                     is_settled = false;
                     checked.epochs.insert(cut.partition(), cut.leader_epoch());
                 }
-                // a partition that is not there, of a topic that is: metadata on its way
+                // a leader is being elected, or metadata is on its way: the next look may tell
                 None => {
-                    return Err(Look::Log(LogError::Unavailable {
-                        what: format!("bounds of {tp}"),
-                        detail: "the brokers do not name the partition".to_owned(),
-                    }));
+                    is_settled = false;
+                    checked.unanswered.insert(cut.partition());
                 }
             }
         }
@@ -289,14 +366,11 @@ impl Job {
         let mut files: Vec<EncodedFile> = Vec::new();
         loop {
             let missing = missing_rows(&self.cuts, self.generation, &files);
-            if !missing.is_empty() || hashes.is_empty() {
-                let _permit = self.encoders.acquire().await;
-                if hashes.is_empty() {
-                    hashes = self.seal().await?;
-                }
-                if !missing.is_empty() {
-                    files.extend(self.encode(missing, archived_at).await?);
-                }
+            if hashes.is_empty() {
+                hashes = self.seal().await?;
+            }
+            if !missing.is_empty() {
+                files.extend(self.encode(missing, archived_at).await?);
             }
             fail::fail_point!("archiver::after_files");
             let advances = self.advances(checked, &hashes, archived_at);
@@ -339,6 +413,7 @@ impl Job {
 
     /// Checks and hashes what was cut, on threads that may be busy.
     async fn seal(&self) -> Result<BTreeMap<Partition, u64>, Stop> {
+        let _permit = self.encoders.acquire().await;
         let seal = |cut: &Cut| {
             let cut = cut.clone();
             tokio::task::spawn_blocking(move || cut.seal().map(|hash| (cut.partition(), hash)))
@@ -357,13 +432,16 @@ impl Job {
             .await
     }
 
+    /// Writes files, however long the store is away. Others encode while this one waits for it.
     async fn encode(
         &self,
         rows: Vec<PartitionRows>,
         archived_at: Millis,
     ) -> Result<Vec<EncodedFile>, Stop> {
         let mut backoff = Backoff::default();
+        let mut patience = Patience::default();
         loop {
+            let permit = self.encoders.acquire().await;
             let why = match self.archive.storage().await {
                 Ok(storage) => {
                     let request = WriteRequest {
@@ -380,11 +458,12 @@ impl Job {
                             self.status.release(&self.topic);
                             return Ok(files);
                         }
-                        Err(error) => retry_write(error)?,
+                        Err(error) => patience.with_write(&error)?,
                     }
                 }
-                Err(error) => retry_archive(error)?,
+                Err(error) => patience.with_archive(&error)?,
             };
+            drop(permit);
             self.hold(&mut backoff, "write", &why).await;
         }
     }
@@ -407,51 +486,36 @@ impl Job {
     /// Appends, and finds out what became of it, however long that takes.
     async fn append(&self, request: AppendRequest) -> Result<Settled, Stop> {
         let mut backoff = Backoff::default();
-        let mut outcome = self.archive.append(request.clone()).await;
-        let mut pending = loop {
-            match outcome {
-                Ok(outcome) => match settle(outcome) {
-                    Ok(settled) => return Ok(settled),
-                    Err(pending) => break pending,
-                },
-                // definitely not applied
-                Err(error) if error.kind() == ArchiveErrorKind::Stale => return Ok(Settled::Stale),
-                Err(error) => {
-                    let why = retry_archive(error)?;
-                    self.hold(&mut backoff, "archive", &why).await;
-                    outcome = self.archive.append(request.clone()).await;
-                }
-            }
-        };
-        self.status.count_commit(&self.topic, "unknown");
-        backoff.reset();
+        let mut patience = Patience::default();
+        let mut pending: Option<PendingCommit> = None;
         loop {
-            self.hold(
-                &mut backoff,
-                "archive",
-                "the catalog did not say whether the last commit was applied",
-            )
-            .await;
-            match self.archive.resolve(pending).await {
-                Ok(outcome) => match settle(outcome) {
-                    Ok(settled) => {
-                        self.status.release(&self.topic);
-                        return Ok(settled);
+            let was_open = pending.is_some();
+            let outcome = match pending.take() {
+                None => self.archive.append(request.clone()).await,
+                Some(open) => self.archive.resolve(open).await,
+            };
+            let why = match outcome.map(settle) {
+                Ok(Ok(settled)) => {
+                    self.status.release(&self.topic);
+                    return Ok(settled);
+                }
+                Ok(Err(open)) => {
+                    if !was_open {
+                        self.status.count_commit(&self.topic, "unknown");
+                        backoff.reset();
                     }
-                    Err(still) => pending = still,
-                },
-                // the attempt proved dead, and its files too old for another one
+                    pending = Some(open);
+                    "the catalog did not say whether the last commit was applied".to_owned()
+                }
+                // not applied, or proved dead; and the files too old for another attempt
                 Err(error) if error.kind() == ArchiveErrorKind::Stale => {
                     self.status.release(&self.topic);
                     return Ok(Settled::Stale);
                 }
-                Err(error) => {
-                    return Err(Stop::Failed(
-                        FailureKind::of_archive(&error).unwrap_or(FailureKind::Other),
-                        one_line(&error),
-                    ));
-                }
-            }
+                // definitely not applied: an open outcome is never an error
+                Err(error) => patience.with_archive(&error)?,
+            };
+            self.hold(&mut backoff, "archive", &why).await;
         }
     }
 
@@ -573,7 +637,7 @@ enum Settled {
     Stale,
 }
 
-fn settle(outcome: CommitOutcome) -> Result<Settled, everlog_table::archive::PendingCommit> {
+fn settle(outcome: CommitOutcome) -> Result<Settled, PendingCommit> {
     match outcome {
         CommitOutcome::Committed {
             snapshot_id,
@@ -595,16 +659,18 @@ struct Refused {
     closing: BTreeSet<(Generation, Partition)>,
 }
 
+/// What the brokers' answers say of a cut; none where one of them is missing. `epoch_end`: of those that were asked for,
+/// the outer none is no answer, the inner one an epoch that the broker does not know.
 fn verdict(
     cut: &Cut,
-    epoch_end: Option<Offset>,
+    epoch_end: Option<Option<Offset>>,
     bounds: Option<&LogBounds>,
 ) -> Option<CommitCheck> {
     Some(recovery::before_commit(CommitFacts {
         last_row: cut.last_row(),
         leader_epoch: cut.leader_epoch(),
         end: cut.end(),
-        epoch_end,
+        epoch_end: epoch_end?,
         high_watermark: bounds?.high_watermark,
     }))
 }
@@ -623,25 +689,6 @@ fn closing_advance(closing: &Closing, at: Millis) -> Advance {
         }],
         leader_epoch: closing.entry.leader_epoch,
         hash: closing.entry.hash,
-    }
-}
-
-/// What to wait for; what not to wait for is a stop.
-fn retry_archive(error: ArchiveError) -> Result<String, Stop> {
-    match FailureKind::of_archive(&error) {
-        None => Ok(one_line(&error)),
-        Some(kind) => Err(Stop::Failed(kind, one_line(&error))),
-    }
-}
-
-fn retry_write(error: WriteError) -> Result<String, Stop> {
-    let why = one_line(&error);
-    match error.kind() {
-        // a bucket or folder that is not there may come back; nothing of ours was there before
-        StorageErrorKind::Transient | StorageErrorKind::NotFound => Ok(why),
-        StorageErrorKind::Unauthorized => Err(Stop::Failed(FailureKind::Denied, why)),
-        StorageErrorKind::Invalid => Err(Stop::Failed(FailureKind::Configuration, why)),
-        StorageErrorKind::Corrupt => Err(Stop::Failed(FailureKind::Corrupt, why)),
     }
 }
 

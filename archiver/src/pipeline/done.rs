@@ -7,21 +7,26 @@ use everlog_common::{
     Gap, Identity, LogBounds, Offset, OffsetRange, Partition, Segment, TopicName, TopicPartition,
 };
 use everlog_kafka::{LogError, StartAt};
+use everlog_table::archive::ArchiveErrorKind;
 
 use super::commit::{End, Landed, Report};
 use super::jobs::{Discovered, Done, Observed};
 use super::prepare::{Failure as PrepareFailure, Prepared};
 use super::topic::{Part, PartState};
-use super::{FENCES_MAX, MISSING, Pipeline};
+use super::{DENIALS_MAX, FENCES_MAX, MISSING, NOTHING_ASSIGNED, OBSERVATION, Pipeline};
 use crate::accumulator::Buffer;
 use crate::error::{Failure, FailureKind, one_line};
 use crate::headroom::{HeadroomFacts, headroom, start_speed};
 use crate::metrics::{PartitionLabels, ReasonLabels};
 use crate::recovery::{Decision, TopicRefusal};
 use crate::settings::TopicPattern;
+use crate::status::Waiting;
 
 /// How often a topic may answer with an earlier incarnation's id before that is believed.
 const STALE_MAX: u32 = 8;
+
+/// After so many looks in a row without an answer, what was seen before is not shown any longer.
+const MISSES_MAX: u32 = 3;
 
 impl Pipeline {
     pub(super) async fn on_done(&mut self, done: Done) {
@@ -29,8 +34,17 @@ impl Pipeline {
             Done::Prepared {
                 topic,
                 asked,
-                result,
-            } => self.on_prepared(&topic, asked, result).await,
+                answer,
+            } => {
+                if answer.has_accepted {
+                    self.accept = None;
+                }
+                if self.answered(&topic, asked).is_some() {
+                    self.on_prepared(&topic, answer.result).await;
+                }
+                self.forget_if_nothing_is_ours(&topic);
+                self.check_ready();
+            }
             Done::Committed {
                 topic,
                 asked,
@@ -38,10 +52,11 @@ impl Pipeline {
             } => {
                 fail::fail_point!("archiver::after_commit");
                 self.on_committed(&topic, asked, *report).await;
+                self.forget_if_nothing_is_ours(&topic);
             }
             Done::Discovered(result) => self.on_discovered(result).await,
             Done::Targets(result) => self.on_targets(result),
-            Done::Observed(result) => self.on_observed(result),
+            Done::Observed(observed) => self.on_observed(observed),
             Done::Maintained => {
                 let interval = self.settings.maintenance.as_ref().map(|m| m.interval);
                 self.looks.maintenance = interval.map(|i| self.now() + i);
@@ -54,26 +69,28 @@ impl Pipeline {
     async fn on_prepared(
         &mut self,
         name: &TopicName,
-        asked: u64,
         result: Result<Box<Prepared>, PrepareFailure>,
     ) {
-        if self.answered(name, asked).is_none() {
-            return;
-        }
         match result {
             Ok(prepared) => self.on_facts(name, *prepared).await,
             Err(failure) => self.on_prepare_failure(name, failure).await,
         }
-        self.check_ready();
     }
 
     async fn on_prepare_failure(&mut self, name: &TopicName, failure: PrepareFailure) {
         let now = self.now();
         let why = one_line(&failure);
         let tries = self.topics.get(name).map_or(0, |t| t.backoff.failures());
+        let was_open = self.topics.get(name).is_some_and(|t| t.table.is_some());
         let stop = match &failure {
             PrepareFailure::Log(LogError::Denied { .. }) => {
-                (tries >= STALE_MAX).then_some(FailureKind::Denied)
+                (tries >= DENIALS_MAX).then_some(FailureKind::Denied)
+            }
+            // what was allowed before may be allowed again; what never was is a setting to be told of at once
+            PrepareFailure::Archive(error)
+                if was_open && error.kind() == ArchiveErrorKind::Denied =>
+            {
+                (tries >= DENIALS_MAX).then_some(FailureKind::Denied)
             }
             PrepareFailure::Log(LogError::Invalid { .. }) => Some(FailureKind::Configuration),
             PrepareFailure::Refused(TopicRefusal::EndedGeneration { .. }) => {
@@ -113,8 +130,8 @@ impl Pipeline {
             return;
         };
         topic.backoff.reset();
-        if prepared.has_accepted {
-            self.accept = None;
+        if let (Some(caught_up), Some(ends)) = (&mut self.caught_up, &prepared.ends) {
+            caught_up.renew(name, &prepared.identity, ends);
         }
         if prepared.era.is_new && !prepared.era.closing.is_empty() {
             tracing::warn!(
@@ -131,9 +148,6 @@ impl Pipeline {
         let mut starts = Vec::new();
         for (partition, (decision, bounds)) in prepared.decisions {
             let tp = TopicPartition::new(name.clone(), partition);
-            if is_other && let (Some(caught_up), Some(bounds)) = (&mut self.caught_up, &bounds) {
-                caught_up.replace(name, partition, bounds);
-            }
             self.on_decision(&tp, decision, bounds, &mut starts).await;
         }
         if !starts.is_empty() {
@@ -196,8 +210,12 @@ impl Pipeline {
                 self.stop_partition(tp, FailureKind::Truncated, truncation.to_string())
                     .await;
             }
-            Decision::Unsettled | Decision::Absent => {
-                part.retry_at = now + part.faults.next(self.components.ids.as_ref());
+            Decision::Unsettled => {
+                part.retry_at = now + part.retries.next(self.components.ids.as_ref());
+            }
+            Decision::Absent => {
+                part.retry_at = now + part.retries.next(self.components.ids.as_ref());
+                self.status.unanswered(tp);
             }
         }
     }
@@ -240,6 +258,9 @@ impl Pipeline {
         }
         for (partition, why) in report.fenced {
             self.on_fenced(name, partition, &why).await;
+        }
+        for partition in report.unanswered {
+            self.on_unanswered(name, partition).await;
         }
         match report.end {
             End::Done => {}
@@ -293,7 +314,7 @@ impl Pipeline {
                 if is_drained {
                     part.state = PartState::Wanted;
                 } else if part.is_reading() {
-                    part.faults.reset();
+                    part.is_well();
                 }
             }
         }
@@ -347,6 +368,24 @@ impl Pipeline {
         self.record_gap(gap);
     }
 
+    /// What was read of a partition without a leader could not be checked. It is read again from the ledger once somebody
+    /// answers for it; until then nobody deletes anything of it either.
+    async fn on_unanswered(&mut self, name: &TopicName, partition: Partition) {
+        let ids = std::sync::Arc::clone(&self.components.ids);
+        let Some(part) = self
+            .topics
+            .get_mut(name)
+            .and_then(|t| t.parts.get_mut(&partition))
+        else {
+            return;
+        };
+        let wait = part.retries.next(ids.as_ref());
+        tracing::warn!(topic = %name, partition = partition.get(), "left out of a commit: no broker answers for it");
+        self.status
+            .unanswered(&TopicPartition::new(name.clone(), partition));
+        self.void(name, &[partition], wait).await;
+    }
+
     async fn on_fenced(&mut self, name: &TopicName, partition: Partition, why: &str) {
         let now = self.now();
         let patience = self.settings.patience();
@@ -390,7 +429,7 @@ impl Pipeline {
                     self.break_down(error);
                     return;
                 }
-                self.status.trouble(&why);
+                self.status.trouble(Waiting::Brokers, &why);
                 tracing::warn!(reason = %why, "topics could not be listed, trying again");
                 let wait = self
                     .looks
@@ -400,7 +439,7 @@ impl Pipeline {
                 return;
             }
         };
-        self.status.no_trouble();
+        self.status.no_trouble(Waiting::Brokers);
         self.looks.discovery_backoff.reset();
         self.looks.discovery = Some(now + self.settings.discovery_interval);
         let is_first = !std::mem::replace(&mut self.looks.was_discovered, true);
@@ -408,6 +447,8 @@ impl Pipeline {
             self.looks.targets = Some(now);
         }
         self.compare(&found, now).await;
+        self.count_denials(&found).await;
+        self.share(&found, now).await;
         for info in &found.topics {
             if self.is_alone()
                 && self
@@ -424,6 +465,69 @@ impl Pipeline {
         self.check_ready();
     }
 
+    /// Topics that the brokers refuse to describe: told at once, and where one is being archived it stops if that goes on. The
+    /// others have no part in it.
+    async fn count_denials(&mut self, found: &Discovered) {
+        let is_denied =
+            |name: &TopicName| matches!(found.refused.get(name), Some(LogError::Denied { .. }));
+        self.looks.denied.retain(|name, _| is_denied(name));
+        for (name, error) in &found.refused {
+            let why = one_line(error);
+            if !is_denied(name) {
+                tracing::debug!(topic = %name, reason = %why, "the topic was not described");
+                continue;
+            }
+            let was_known = self.topics.contains_key(name) || self.looks.shared.contains_key(name);
+            let (times, is_known) = self.looks.denied.entry(name.clone()).or_default();
+            *times += 1;
+            *is_known |= was_known;
+            let is_over = *is_known && *times > STALE_MAX;
+            if *times == 1 {
+                tracing::warn!(topic = %name, reason = %why, "not allowed to see a configured topic: nothing of it is archived until we are");
+            }
+            let is_open = self.topics.get(name).is_none_or(|t| t.failure.is_none());
+            if is_over && is_open {
+                // a group has taken it away by now
+                self.topics.entry(name.clone()).or_default();
+                self.fail_topic(name, FailureKind::Denied, why).await;
+            }
+        }
+    }
+
+    /// In a group: tells it which topics there are to share, by name. What an expression means is decided here, and here
+    /// alone: clients and brokers have other languages for it, and would take in internal topics. A topic that is not seen is
+    /// kept for a while, since a look may miss one.
+    async fn share(&mut self, found: &Discovered, now: Duration) {
+        if self.is_alone() {
+            return;
+        }
+        let looks = &mut self.looks;
+        for info in &found.topics {
+            looks.shared.insert(info.name.clone(), now);
+        }
+        looks.shared.retain(|name, seen| {
+            !looks.denied.contains_key(name) && now.saturating_sub(*seen) <= MISSING
+        });
+        let topics: BTreeSet<TopicName> = looks.shared.keys().cloned().collect();
+        if topics == looks.subscription {
+            return;
+        }
+        tracing::info!(topics = topics.len(), "the topics to share have changed");
+        let names: Vec<TopicName> = topics.iter().cloned().collect();
+        match self.reader.subscribe(&names).await {
+            Ok(()) => {
+                // of no topic the group assigns nothing, and says nothing
+                if topics.is_empty() {
+                    self.status.no_trouble(Waiting::Group);
+                } else if !self.was_assigned {
+                    self.status.wait_for(Waiting::Group, NOTHING_ASSIGNED);
+                }
+                self.looks.subscription = topics;
+            }
+            Err(error) => self.on_reader_error(error),
+        }
+    }
+
     /// Says which of the configured topics are not there: once, and again when that changes.
     fn look_for_configured(&mut self, found: &Discovered, is_first: bool) {
         let is_found = |name: &TopicName| found.topics.iter().any(|info| info.name == *name);
@@ -431,14 +535,13 @@ impl Pipeline {
             .settings
             .named()
             .into_iter()
-            .filter(|name| !is_found(name))
+            .filter(|name| !is_found(name) && !found.refused.contains_key(name))
             .collect();
         for name in missing.difference(&self.looks.missing) {
             tracing::warn!(topic = %name, "a configured topic is not in Kafka: nothing of it is archived until it is");
         }
         self.looks.missing = missing;
-        // a group does not tell what there is beside its own
-        if is_first && (self.is_alone() || self.caught_up.is_some()) {
+        if is_first {
             for pattern in &self.settings.topics {
                 if matches!(pattern, TopicPattern::Regex(_))
                     && !found.topics.iter().any(|info| pattern.matches(&info.name))
@@ -458,6 +561,9 @@ impl Pipeline {
                 continue;
             };
             if topic.failure.is_some() {
+                continue;
+            }
+            if found.refused.contains_key(&name) {
                 continue;
             }
             let Some(info) = info else {
@@ -481,6 +587,39 @@ impl Pipeline {
                 self.topic_is_another(&name, "seen while looking around")
                     .await;
             }
+            if self.is_alone() {
+                self.drop_what_is_no_more(&name, &info.partitions, now)
+                    .await;
+            }
+        }
+    }
+
+    /// A topic that was created anew may have fewer partitions than the one before. One that is being read stays: the
+    /// brokers that answered may be behind.
+    async fn drop_what_is_no_more(
+        &mut self,
+        name: &TopicName,
+        partitions: &[Partition],
+        now: Duration,
+    ) {
+        let Some(topic) = self.topics.get(name) else {
+            return;
+        };
+        let no_more: Vec<Partition> = topic
+            .parts
+            .iter()
+            .filter(|(p, part)| part.is_wanted() && !partitions.contains(p))
+            .map(|(p, _)| *p)
+            .collect();
+        if no_more.is_empty() {
+            return;
+        }
+        let names = super::topic::full_names(name, &no_more);
+        for tp in &names {
+            self.drop_partition(tp, now);
+        }
+        if let Err(error) = self.reader.unassign(&names).await {
+            self.on_reader_error(error);
         }
     }
 
@@ -526,7 +665,13 @@ impl Pipeline {
                 "--accept was of no use: no table has a foreign change at this snapshot"
             );
         }
-        if !missing.is_empty() {
+        let denied: Vec<&str> = self.looks.denied.keys().map(TopicName::as_str).collect();
+        if !denied.is_empty() {
+            let why = format!("configured and not allowed to see: {}", denied.join(", "));
+            self.status.not_ready(why);
+        } else if !self.looks.subscription.is_empty() && !self.was_assigned {
+            self.status.not_ready(NOTHING_ASSIGNED.to_owned());
+        } else if !missing.is_empty() {
             let why = format!("configured and not in Kafka: {}", missing.join(", "));
             self.status.not_ready(why);
         } else if let Some((name, _)) = opening {
@@ -537,59 +682,94 @@ impl Pipeline {
         }
     }
 
-    fn on_targets(
-        &mut self,
-        result: Result<std::collections::BTreeMap<TopicPartition, LogBounds>, LogError>,
-    ) {
+    fn on_targets(&mut self, result: Result<super::caught_up::Seen, LogError>) {
         let now = self.now();
-        let bounds = match result {
-            Ok(bounds) => bounds,
+        let seen = match result {
+            Ok(seen) => seen,
             Err(error) => {
-                self.status.trouble(&one_line(&error));
+                self.status.trouble(Waiting::Brokers, &one_line(&error));
                 let wait = self
                     .looks
-                    .discovery_backoff
+                    .targets_backoff
                     .next(self.components.ids.as_ref());
                 self.looks.targets = Some(now + wait);
                 return;
             }
         };
-        let is_found = |name: &TopicName| bounds.keys().any(|tp| tp.topic == *name);
+        let Some(caught_up) = &mut self.caught_up else {
+            return;
+        };
+        let is_first = !caught_up.is_set();
+        if !caught_up.set(&seen) {
+            // some have no leader: the others go on, these are waited for
+            let wait = self
+                .looks
+                .targets_backoff
+                .next(self.components.ids.as_ref());
+            self.looks.targets = Some(now + wait);
+        }
+        if !is_first {
+            return;
+        }
         for name in self.settings.named() {
-            if !is_found(&name) {
-                self.gone.push(Failure {
-                    topic: name,
-                    partition: None,
-                    kind: FailureKind::Other,
-                    message: "the topic does not exist".to_owned(),
-                });
+            if seen.topics.contains_key(&name) {
+                continue;
             }
+            let (kind, message) = match seen.denied.get(&name) {
+                Some(error) => (FailureKind::Denied, one_line(error)),
+                None => (FailureKind::Other, "the topic does not exist".to_owned()),
+            };
+            self.gone.push(Failure {
+                topic: name,
+                partition: None,
+                kind,
+                message,
+            });
         }
         // with a group, the table tells of what other members archive
-        for tp in bounds.keys() {
-            self.topics.entry(tp.topic.clone()).or_default();
-        }
-        if let Some(caught_up) = &mut self.caught_up {
-            caught_up.set(&bounds);
+        for name in seen.topics.into_keys() {
+            self.topics.entry(name).or_default();
         }
     }
 
-    fn on_observed(&mut self, result: Result<Observed, LogError>) {
+    fn on_observed(&mut self, observed: Observed) {
         let now = self.now();
-        self.looks.observation = Some(now + self.settings.discovery_interval);
-        let observed = match result {
-            Ok(observed) => observed,
-            Err(error) => {
-                self.status.trouble(&one_line(&error));
-                tracing::warn!(reason = %one_line(&error), "the logs' bounds could not be read");
-                return;
+        self.looks.observation = Some(now + self.settings.discovery_interval.min(OBSERVATION));
+        match &observed.error {
+            Some(error) => {
+                let why = one_line(error);
+                tracing::warn!(reason = %why, "the logs' bounds could not be read");
+                self.status.trouble(Waiting::Bounds, &why);
             }
-        };
+            None => self.status.no_trouble(Waiting::Bounds),
+        }
         for (name, config) in observed.configs {
             self.looks.configs.insert(name, (now, Some(config)));
         }
-        for (tp, bounds) in observed.bounds {
-            self.look_at(&tp, bounds, now);
+        for tp in observed.asked {
+            match observed.bounds.get(&tp) {
+                Some(bounds) => self.look_at(&tp, *bounds, now),
+                None => self.look_in_vain(&tp, observed.error.is_none()),
+            }
+        }
+    }
+
+    /// Nobody told anything of a partition. `has_asked`: the others were answered, so that it is this one's own matter.
+    fn look_in_vain(&mut self, tp: &TopicPartition, has_asked: bool) {
+        let Some(topic) = self.topics.get_mut(&tp.topic) else {
+            return;
+        };
+        // a topic that is gone is said elsewhere
+        let is_there = topic.missing_since.is_none() && topic.failure.is_none();
+        let Some(part) = topic.parts.get_mut(&tp.partition) else {
+            return;
+        };
+        part.misses = part.misses.saturating_add(1);
+        if part.misses >= MISSES_MAX {
+            self.status.unseen(tp);
+        }
+        if has_asked && is_there {
+            self.status.unanswered(tp);
         }
     }
 
@@ -604,10 +784,15 @@ impl Pipeline {
         let Some(topic) = self.topics.get_mut(&tp.topic) else {
             return;
         };
+        if topic.failure.is_some() {
+            return;
+        }
         let archived = topic.archived(tp.partition).unwrap_or(bounds.log_start);
         let Some(part) = topic.parts.get_mut(&tp.partition) else {
             return;
         };
+        part.misses = 0;
+        let stands = part.look_at_end(now, bounds);
         part.ends.look(wall, bounds.end);
         part.look_at_start(now, bounds.log_start);
         let age = part.ends.age(wall, archived);
@@ -621,6 +806,15 @@ impl Pipeline {
         self.status.looked(tp, bounds, archived);
         let labels = PartitionLabels::from(tp);
         let metrics = self.status.metrics();
+        let behind_it = bounds.high_watermark.since(bounds.end);
+        metrics
+            .open_transaction_offsets
+            .get_or_create(&labels)
+            .set(i64::try_from(behind_it).unwrap_or(i64::MAX));
+        metrics
+            .open_transaction_seconds
+            .get_or_create(&labels)
+            .set(stands.as_secs_f64());
         for (gauge, seconds) in [
             (&metrics.lag_seconds, age.map(|d| d.as_secs_f64())),
             (

@@ -7,8 +7,9 @@ use everlog_common::{Millis, Partition, TimestampType, TopicName, TopicPartition
 use everlog_kafka::{Fetched, PartitionFault, ReaderEvent};
 
 use super::topic::{Part, PartState};
-use super::{ASSIGN, MIRROR, Pipeline, Question, REVOKE};
+use super::{ASSIGN, MIRROR, Pipeline, Question, REVOKE, THROWN_OUT};
 use crate::error::{Failure, FailureKind, one_line};
+use crate::status::Waiting;
 
 /// So many faults of one kind in a row are believed.
 const FAULTS_MAX: u32 = 5;
@@ -71,8 +72,8 @@ impl Pipeline {
             return;
         };
         let wait = part.faults.next(ids.as_ref());
-        let failures = part.faults.failures();
-        tracing::warn!(topic = %tp.topic, partition = tp.partition.get(), %fault, tries = failures, "reading stopped");
+        let tries = part.faults.failures();
+        tracing::warn!(topic = %tp.topic, partition = tp.partition.get(), %fault, tries, "reading stopped");
         let kind = match &fault {
             PartitionFault::Corrupt(_) => Some(FailureKind::Corrupt),
             PartitionFault::Denied(_) => Some(FailureKind::Denied),
@@ -81,7 +82,14 @@ impl Pipeline {
             | PartitionFault::Gone(_)
             | PartitionFault::Other(_) => None,
         };
-        if let Some(kind) = kind.filter(|_| failures >= FAULTS_MAX) {
+        let is_believed = match kind {
+            Some(kind) => part.is_believed(kind, FAULTS_MAX),
+            None => {
+                part.other_fault();
+                false
+            }
+        };
+        if let Some(kind) = kind.filter(|_| is_believed) {
             self.stop_partition(tp, kind, fault.to_string()).await;
             return;
         }
@@ -134,6 +142,8 @@ impl Pipeline {
     async fn on_assigned(&mut self, partitions: Vec<TopicPartition>) {
         let now = self.now();
         tracing::info!(partitions = partitions.len(), "assigned by the group");
+        self.was_assigned = true;
+        self.status.no_trouble(Waiting::Group);
         // an empty gift is answered at once
         let wait = if partitions.is_empty() {
             Duration::ZERO
@@ -144,7 +154,11 @@ impl Pipeline {
             deadline: now + wait,
         });
         for tp in partitions {
-            self.want(&tp, now);
+            if self.settings.wants(&tp.topic) {
+                self.want(&tp, now);
+            } else {
+                tracing::warn!(topic = %tp.topic, partition = tp.partition.get(), "the group gave what is not configured: it is not read");
+            }
         }
         self.answer_the_group(now).await;
     }
@@ -181,6 +195,10 @@ impl Pipeline {
             lost,
             "taken back by the group"
         );
+        if lost {
+            // thrown out: nothing is read until it is a member again and the group says what is its
+            self.status.wait_for(Waiting::Group, THROWN_OUT);
+        }
         let mut waiting = BTreeSet::new();
         for tp in &partitions {
             let Some(topic) = self.topics.get_mut(&tp.topic) else {
@@ -276,13 +294,23 @@ impl Pipeline {
         };
         topic.parts.remove(&tp.partition);
         topic.recount(now);
+        self.forget_if_nothing_is_ours(&tp.topic);
+    }
+
+    /// Forgets a topic of which no partition is ours any more, once nothing runs for it and nobody waits for its ledger.
+    /// It would be held for ever: nobody prepares or commits it again.
+    pub(super) fn forget_if_nothing_is_ours(&mut self, name: &TopicName) {
         let is_needed = self
             .caught_up
             .as_ref()
-            .is_some_and(|c| c.topics().any(|t| *t == tp.topic));
-        if topic.parts.is_empty() && topic.job.is_none() && topic.failure.is_none() && !is_needed {
-            self.topics.remove(&tp.topic);
-            self.status.forget_topic(&tp.topic);
+            .is_some_and(|c| c.topics().any(|t| t == name));
+        let is_over = self
+            .topics
+            .get(name)
+            .is_some_and(|t| t.parts.is_empty() && t.job.is_none() && t.failure.is_none());
+        if is_over && !is_needed {
+            self.topics.remove(name);
+            self.status.forget_topic(name);
         }
     }
 
@@ -297,7 +325,7 @@ impl Pipeline {
                 if let Some(topic) = self.topics.get_mut(&tp.topic)
                     && let Some(part) = topic.parts.get_mut(&tp.partition)
                 {
-                    part.retry_at = now + part.faults.next(self.components.ids.as_ref());
+                    part.retry_at = now + part.retries.next(self.components.ids.as_ref());
                     part.state = PartState::Wanted;
                     topic.recount(now);
                 }
@@ -305,8 +333,14 @@ impl Pipeline {
             self.on_reader_error(error);
             return;
         }
-        if self.is_full && !self.is_alone() && !starts.is_empty() {
-            let names: Vec<TopicPartition> = starts.iter().map(|(tp, _)| tp.clone()).collect();
+        let is_all = self.is_full && !self.is_alone();
+        let names: Vec<TopicPartition> = starts
+            .iter()
+            .map(|(tp, _)| tp)
+            .filter(|tp| is_all || self.topics.get(&tp.topic).is_some_and(|t| t.is_paused))
+            .cloned()
+            .collect();
+        if !names.is_empty() {
             if let Err(error) = self.reader.pause(&names).await {
                 self.on_reader_error(error);
             }

@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use everlog_common::{LogBounds, TopicName, TopicPartition};
+use everlog_common::{Identity, LogBounds, Partition, TopicName, TopicPartition};
 use everlog_kafka::{Isolation, Log, LogError, TopicConfig, TopicInfo};
 use everlog_table::archive::Archive;
 
+use super::caught_up::Seen;
 use super::commit::{self, Job, Report};
-use super::prepare::{self, Prepared};
+use super::prepare::{self, Answer};
 use super::topic::JobKind;
 use super::{Pipeline, Topic};
 use crate::error::one_line;
@@ -25,7 +26,7 @@ pub(super) enum Done {
         topic: TopicName,
         /// [`Topic::era_seen`] when it was asked.
         asked: u64,
-        result: Result<Box<Prepared>, prepare::Failure>,
+        answer: Answer,
     },
     Committed {
         topic: TopicName,
@@ -33,8 +34,8 @@ pub(super) enum Done {
         report: Box<Report>,
     },
     Discovered(Result<Discovered, LogError>),
-    Targets(Result<BTreeMap<TopicPartition, LogBounds>, LogError>),
-    Observed(Result<Observed, LogError>),
+    Targets(Result<Seen, LogError>),
+    Observed(Observed),
     Maintained,
 }
 
@@ -43,19 +44,28 @@ pub(super) enum Done {
 pub(super) struct Discovered {
     pub(super) cluster_id: Option<String>,
     pub(super) topics: Vec<TopicInfo>,
+    /// Topics that may exist, and about which the brokers do not speak to us.
+    pub(super) refused: BTreeMap<TopicName, LogError>,
 }
 
 /// A look at the logs.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Observed {
+    /// What was looked at.
+    pub(super) asked: Vec<TopicPartition>,
+    /// What answered.
     pub(super) bounds: BTreeMap<TopicPartition, LogBounds>,
     pub(super) configs: BTreeMap<TopicName, TopicConfig>,
+    /// Why some of it, or all, could not be asked.
+    pub(super) error: Option<LogError>,
 }
 
 impl Pipeline {
     pub(super) fn start_prepare(&mut self, name: &TopicName) {
         let now = self.now();
         let deps = self.deps();
+        let ends_of = self.caught_up.as_ref().and_then(|c| c.identity(name));
+        let ends_of = ends_of.cloned();
         let Some(topic) = self.topics.get_mut(name) else {
             return;
         };
@@ -64,17 +74,19 @@ impl Pipeline {
             topic: name.clone(),
             archive: topic.table.as_ref().map(|(archive, _)| archive.clone()),
             partitions: topic.wanted(now),
+            accept: self.accept,
+            ends_of,
             settings: Arc::clone(&self.settings),
             log: Arc::clone(&self.components.log),
             deps,
         };
         let (topic, asked) = (name.clone(), topic.era_seen);
         self.jobs.spawn(async move {
-            let result = prepare::prepare(request).await.map(Box::new);
+            let answer = prepare::prepare(request).await;
             Done::Prepared {
                 topic,
                 asked,
-                result,
+                answer,
             }
         });
     }
@@ -159,19 +171,12 @@ impl Pipeline {
     fn start_discovery(&mut self) {
         let log = Arc::clone(&self.components.log);
         let settings = Arc::clone(&self.settings);
-        // a group tells what is there to read; it does not tell that a topic is another one now, or not there at all
-        let by_name = if !self.is_alone() && self.caught_up.is_none() {
-            let mut names: BTreeSet<TopicName> = self.topics.keys().cloned().collect();
-            names.extend(settings.named());
-            Some(names.into_iter().collect())
-        } else if settings.only_named() {
-            Some(settings.named())
-        } else {
-            None
-        };
-        self.jobs.spawn(async move {
-            Done::Discovered(discover(log.as_ref(), &settings, by_name).await)
-        });
+        let mut known: Vec<TopicName> = self.topics.keys().cloned().collect();
+        // the group takes these away, and somebody has to say why
+        known.extend(self.looks.shared.keys().cloned());
+        known.extend(self.looks.denied.keys().cloned());
+        self.jobs
+            .spawn(async move { Done::Discovered(discover(log.as_ref(), &settings, known).await) });
     }
 
     /// Looks up the ends that have to be reached.
@@ -212,7 +217,7 @@ impl Pipeline {
         let log = Arc::clone(&self.components.log);
         let isolation = self.settings.isolation;
         self.jobs.spawn(async move {
-            Done::Observed(observe(log.as_ref(), &partitions, &stale, isolation).await)
+            Done::Observed(observe(log.as_ref(), partitions, &stale, isolation).await)
         });
     }
 
@@ -244,58 +249,114 @@ impl Pipeline {
 async fn discover(
     log: &dyn Log,
     settings: &Settings,
-    by_name: Option<Vec<TopicName>>,
+    known: Vec<TopicName>,
 ) -> Result<Discovered, LogError> {
     let cluster_id = log.cluster_id().await?;
-    let topics = match by_name {
-        Some(names) if names.is_empty() => Vec::new(),
-        Some(names) => log.describe(&names).await?.into_values().collect(),
-        None => log
-            .topics()
-            .await?
-            .into_iter()
-            .filter(|info| settings.wants(&info.name))
-            .collect(),
+    let mut found = Discovered {
+        cluster_id,
+        topics: Vec::new(),
+        refused: BTreeMap::new(),
     };
-    Ok(Discovered { cluster_id, topics })
+    if !settings.only_named() {
+        found.topics = log.topics().await?;
+        found.topics.retain(|info| settings.wants(&info.name));
+    }
+    let mut unlisted: BTreeSet<TopicName> = settings.named().into_iter().chain(known).collect();
+    for info in &found.topics {
+        unlisted.remove(&info.name);
+    }
+    if !unlisted.is_empty() {
+        // not there, or not allowed: only asked by name the brokers tell which
+        let unlisted: Vec<TopicName> = unlisted.into_iter().collect();
+        for (name, info) in log.describe(&unlisted).await? {
+            match info {
+                Ok(info) => found.topics.push(info),
+                Err(error) => {
+                    found.refused.insert(name, error);
+                }
+            }
+        }
+    }
+    Ok(found)
 }
 
-async fn ends(
-    log: &dyn Log,
-    settings: &Settings,
-    isolation: Isolation,
-) -> Result<BTreeMap<TopicPartition, LogBounds>, LogError> {
-    let by_name = settings.only_named().then(|| settings.named());
-    let found = discover(log, settings, by_name).await?;
-    let all: Vec<TopicPartition> = found
+async fn ends(log: &dyn Log, settings: &Settings, isolation: Isolation) -> Result<Seen, LogError> {
+    let found = discover(log, settings, Vec::new()).await?;
+    let cluster_id = found.cluster_id;
+    let mut denied = BTreeMap::new();
+    for (name, error) in found.refused {
+        if !matches!(error, LogError::Denied { .. }) {
+            return Err(error);
+        }
+        denied.insert(name, error);
+    }
+    let topics: BTreeMap<TopicName, (Identity, Vec<Partition>)> = found
         .topics
-        .iter()
-        .flat_map(|info| {
-            info.partitions
-                .iter()
-                .map(|p| TopicPartition::new(info.name.clone(), *p))
+        .into_iter()
+        .map(|info| {
+            let identity = Identity {
+                cluster_id: cluster_id.clone(),
+                topic_id: info.topic_id,
+            };
+            (info.name, (identity, info.partitions))
         })
         .collect();
-    if all.is_empty() {
-        return Ok(BTreeMap::new());
-    }
-    log.bounds(&all, isolation).await
+    let all: Vec<TopicPartition> = topics
+        .iter()
+        .flat_map(|(name, (_, partitions))| {
+            partitions
+                .iter()
+                .map(|p| TopicPartition::new(name.clone(), *p))
+        })
+        .collect();
+    let bounds = if all.is_empty() {
+        BTreeMap::new()
+    } else {
+        log.bounds(&all, isolation).await?
+    };
+    Ok(Seen {
+        topics,
+        bounds,
+        denied,
+    })
 }
 
+/// Looks at logs: all at once, and topic by topic where the brokers refuse that for a reason that may be one topic's.
 async fn observe(
     log: &dyn Log,
-    partitions: &[TopicPartition],
+    asked: Vec<TopicPartition>,
     stale: &[TopicName],
     isolation: Isolation,
-) -> Result<Observed, LogError> {
+) -> Observed {
     let mut observed = Observed {
-        bounds: BTreeMap::new(),
-        configs: BTreeMap::new(),
+        asked,
+        ..Observed::default()
     };
-    if partitions.is_empty() {
-        return Ok(observed);
+    if observed.asked.is_empty() {
+        return observed;
     }
-    observed.bounds = log.bounds(partitions, isolation).await?;
+    match log.bounds(&observed.asked, isolation).await {
+        Ok(bounds) => observed.bounds = bounds,
+        // no answer to one request is not made better by a hundred more
+        Err(error) if error.is_transient() => {
+            observed.error = Some(error);
+            return observed;
+        }
+        Err(_) => {
+            for of_topic in observed.asked.chunk_by(|a, b| a.topic == b.topic) {
+                match log.bounds(of_topic, isolation).await {
+                    Ok(bounds) => observed.bounds.extend(bounds),
+                    Err(error) => {
+                        let is_over = error.is_transient();
+                        observed.error = Some(error);
+                        if is_over {
+                            return observed;
+                        }
+                    }
+                }
+            }
+        }
+    }
     for topic in stale {
         // not everybody may read topic settings: the headroom is unknown then
         match log.topic_config(topic).await {
@@ -307,7 +368,7 @@ async fn observe(
             }
         }
     }
-    Ok(observed)
+    observed
 }
 
 /// One table after the other; a failure is told and never stops anything.

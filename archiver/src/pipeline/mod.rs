@@ -43,7 +43,7 @@ use crate::backoff::Backoff;
 use crate::budget::{Budget, Pressure};
 use crate::error::{ArchiverError, Failure, FailureKind, one_line};
 use crate::settings::Settings;
-use crate::status::StatusHandle;
+use crate::status::{StatusHandle, Waiting};
 use crate::{Components, RunSummary};
 
 /// How long one poll of the reader waits, and so how late a timer may be.
@@ -52,8 +52,15 @@ const POLL: Duration = Duration::from_millis(50);
 /// How often timers are looked at while data flows.
 const TICK: Duration = Duration::from_millis(5);
 
-/// How long the last commit may take before the process leaves: what is not committed is read again next time.
-const LAST_COMMIT: Duration = Duration::from_secs(30);
+/// How long the last commit may take before the process leaves: what is not committed is read again next time. With the two
+/// below it is less than the 30 seconds after which supervisors kill.
+const LAST_COMMIT: Duration = Duration::from_secs(20);
+
+/// How long the last mirroring to the group may take; nobody relies on it.
+const LAST_MIRROR: Duration = Duration::from_secs(2);
+
+/// How long leaving the group may take; the group notices by itself what does not say goodbye.
+const CLOSE: Duration = Duration::from_secs(5);
 
 /// How long partitions that the group takes back are held for their last commit.
 const REVOKE: Duration = Duration::from_secs(10);
@@ -67,11 +74,24 @@ const MISSING: Duration = Duration::from_secs(30);
 /// How often the ledger is mirrored to the consumer group.
 const MIRROR: Duration = Duration::from_secs(5);
 
+/// How often the logs are looked at, at least: health cannot be slower than that.
+const OBSERVATION: Duration = Duration::from_secs(15);
+
+/// Why a member of a group has nothing to do, and maybe should have.
+const NOTHING_ASSIGNED: &str = "the group has not assigned anything to this member yet";
+
+/// The same of one that was a member.
+const THROWN_OUT: &str =
+    "the group took every partition away as lost, and has not assigned anything since";
+
 /// How many tables encode files at once.
 const ENCODERS: usize = 2;
 
 /// Threads that help those that encode, at most; each has a row group in memory.
 const SPARE_THREADS_MAX: usize = 3;
+/// How often something may be denied in a row before that is believed: credentials and access lists change one server
+/// at a time.
+const DENIALS_MAX: u32 = 8;
 
 /// So many fences in a row, for so long, and another writer is stronger.
 const FENCES_MAX: u32 = 20;
@@ -114,6 +134,8 @@ pub(crate) struct Pipeline {
     jobs: JoinSet<Done>,
     phase: Phase,
     is_full: bool,
+    /// The group has said once what this member has.
+    was_assigned: bool,
     /// Something happened that timers and jobs have to see at once.
     is_due: bool,
     ticked_at: Duration,
@@ -138,8 +160,15 @@ struct Looks {
     was_discovered: bool,
     /// Topics configured by name that the last look did not find.
     missing: BTreeSet<TopicName>,
+    /// Topics that the last looks did not allow us to see: how many in a row, and whether it was archived before.
+    denied: BTreeMap<TopicName, (u32, bool)>,
+    /// In a group: the topics that it shares, and when each was there last.
+    shared: BTreeMap<TopicName, Duration>,
+    /// What the group was told of them.
+    subscription: BTreeSet<TopicName>,
     observation: Option<Duration>,
     targets: Option<Duration>,
+    targets_backoff: Backoff,
     maintenance: Option<Duration>,
     mirror: Duration,
     configs: BTreeMap<TopicName, (Duration, Option<everlog_kafka::TopicConfig>)>,
@@ -175,6 +204,7 @@ pub(crate) async fn run(
         jobs: JoinSet::new(),
         phase: Phase::Running,
         is_full: false,
+        was_assigned: false,
         is_due: true,
         ticked_at: now,
         questions: VecDeque::new(),
@@ -184,8 +214,12 @@ pub(crate) async fn run(
             discovery_backoff: Backoff::default(),
             was_discovered: false,
             missing: BTreeSet::new(),
+            denied: BTreeMap::new(),
+            shared: BTreeMap::new(),
+            subscription: BTreeSet::new(),
             observation: Some(now),
             targets: None,
+            targets_backoff: Backoff::default(),
             maintenance,
             mirror: now,
             configs: BTreeMap::new(),
@@ -213,13 +247,10 @@ async fn open(
     loop {
         let membership = match &settings.group {
             None => Membership::Alone,
+            // what there is to share is found first: see `share`
             Some(group) => Membership::Group {
                 group: group.clone(),
-                topics: settings
-                    .topics
-                    .iter()
-                    .map(|t| t.as_str().to_owned())
-                    .collect(),
+                topics: Vec::new(),
             },
         };
         let options = ReaderOptions {
@@ -231,7 +262,7 @@ async fn open(
         match components.log.open(options).await {
             Ok(reader) => return Ok(Some(reader)),
             Err(error) if error.is_transient() => {
-                status.trouble(&one_line(&error));
+                status.trouble(Waiting::Brokers, &one_line(&error));
                 tracing::warn!(reason = %one_line(&error), "the brokers are not reached");
             }
             Err(error) => return Err(ArchiverError::Log(error)),
@@ -277,6 +308,7 @@ impl Pipeline {
                     break;
                 }
             }
+            self.hold_tables().await;
             let can_poll = self.can_poll();
             tokio::select! {
                 biased;
@@ -293,6 +325,7 @@ impl Pipeline {
                         self.is_due |= events.is_empty();
                         fail::fail_point!("archiver::after_poll");
                         self.poll_backoff.reset();
+                        self.status.no_trouble(Waiting::Reader);
                         for event in events {
                             self.on_event(event).await;
                         }
@@ -313,7 +346,7 @@ impl Pipeline {
 
     fn on_poll_error(&mut self, error: LogError) {
         if error.is_transient() {
-            self.status.trouble(&one_line(&error));
+            self.status.trouble(Waiting::Reader, &one_line(&error));
             self.poll_at = self.now() + self.poll_backoff.next(self.components.ids.as_ref());
             tracing::warn!(reason = %one_line(&error), "reading failed, trying again");
         } else {
@@ -407,7 +440,7 @@ impl Pipeline {
             .metrics()
             .memory_held_bytes
             .set(i64::try_from(held).unwrap_or(i64::MAX));
-        let pressure = self.budget.pressure(held, self.is_full);
+        let pressure = self.budget.pressure(held, self.waiting(), self.is_full);
         let is_full = pressure == Pressure::Full;
         if is_full != self.is_full {
             self.is_full = is_full;
@@ -415,6 +448,11 @@ impl Pipeline {
                 self.hold_reading(is_full).await;
             }
         }
+        let table_limit = self.budget.table_limit();
+        self.is_due |= self
+            .topics
+            .values()
+            .any(|t| t.job.is_none() && t.failure.is_none() && t.pending_bytes >= table_limit);
         if pressure != Pressure::None {
             // a commit of crumbs would not help, unless nothing else is left
             let least = if is_full { 1 } else { self.budget.limit() / 8 };
@@ -425,13 +463,63 @@ impl Pipeline {
                 .max_by_key(|t| t.pending_bytes);
             if let Some(topic) = largest {
                 topic.flush = true;
+                self.is_due = true;
             }
         }
     }
 
-    /// Pauses or resumes everything that is being read.
+    /// Bytes of tables whose commit is on its way, where there are others beside them.
+    fn waiting(&self) -> usize {
+        if self.topics.values().filter(|t| !t.parts.is_empty()).count() < 2 {
+            return 0;
+        }
+        self.topics
+            .values()
+            .filter(|t| t.job == Some(JobKind::Commit))
+            .map(Topic::held_bytes)
+            .sum()
+    }
+
+    /// Tables whose commits do not come through must not take the memory of those whose do.
+    async fn hold_tables(&mut self) {
+        let is_too_much = self.waiting() > self.budget.waiting_limit();
+        let changed: Vec<TopicName> = self
+            .topics
+            .iter()
+            .filter(|(_, t)| t.must_wait(is_too_much) != t.is_paused)
+            .map(|(name, _)| name.clone())
+            .collect();
+        // else nothing is read anyway
+        let may_read = !self.is_full || self.is_alone();
+        for name in changed {
+            let Some(topic) = self.topics.get_mut(&name) else {
+                continue;
+            };
+            topic.is_paused = !topic.is_paused;
+            let pause = topic.is_paused;
+            tracing::debug!(topic = %name, pause, held_bytes = topic.held_bytes(), "its commit takes long");
+            let reading = topic::full_names(&name, &topic.reading());
+            if may_read {
+                self.pause_or_resume(reading, pause).await;
+            }
+        }
+    }
+
+    /// Pauses or resumes everything that is being read and does not wait for its own commit.
     async fn hold_reading(&mut self, pause: bool) {
-        let reading = self.reading();
+        let reading = self
+            .topics
+            .iter()
+            .filter(|(_, topic)| !topic.is_paused)
+            .flat_map(|(name, topic)| topic::full_names(name, &topic.reading()))
+            .collect();
+        self.pause_or_resume(reading, pause).await;
+    }
+
+    async fn pause_or_resume(&mut self, reading: Vec<TopicPartition>, pause: bool) {
+        if reading.is_empty() {
+            return;
+        }
         let result = if pause {
             self.reader.pause(&reading).await
         } else {
@@ -442,22 +530,9 @@ impl Pipeline {
         }
     }
 
-    fn reading(&self) -> Vec<TopicPartition> {
-        self.topics
-            .iter()
-            .flat_map(|(name, topic)| {
-                topic
-                    .parts
-                    .iter()
-                    .filter(|(_, part)| part.is_reading())
-                    .map(|(p, _)| TopicPartition::new(name.clone(), *p))
-            })
-            .collect()
-    }
-
     fn on_reader_error(&mut self, error: LogError) {
         if error.is_transient() {
-            self.status.trouble(&one_line(&error));
+            self.status.trouble(Waiting::Reader, &one_line(&error));
             tracing::warn!(reason = %one_line(&error), "the Kafka client failed, trying again");
         } else {
             self.break_down(error);
@@ -482,7 +557,7 @@ impl Pipeline {
             } else if topic.job.is_none()
                 && topic.failure.is_none()
                 && topic.retry_at <= now
-                && caught_up.waits_for_others(name, topic)
+                && (caught_up.waits_for_others(name, topic) || caught_up.wants_ends(name, topic))
             {
                 topic.retry_at = now + Duration::from_secs(1);
                 refresh.push(name.clone());
@@ -546,13 +621,22 @@ impl Pipeline {
             );
         }
         self.jobs.shutdown().await;
+        let clock = Arc::clone(&self.components.clock);
         if !self.mirror.is_empty() {
             self.looks.mirror = Duration::ZERO;
             let now = self.now();
-            self.mirror_to_group(now).await;
+            tokio::select! {
+                biased;
+                () = self.mirror_to_group(now) => {}
+                () = clock.sleep(LAST_MIRROR) => tracing::debug!("mirroring to the group took too long"),
+            }
         }
-        if let Err(error) = self.reader.close().await {
-            tracing::warn!(reason = %one_line(&error), "leaving the brokers failed");
+        tokio::select! {
+            biased;
+            closed = self.reader.close() => if let Err(error) = closed {
+                tracing::warn!(reason = %one_line(&error), "leaving the brokers failed");
+            },
+            () = clock.sleep(CLOSE) => tracing::warn!("leaving the brokers took too long"),
         }
         let mut failures: Vec<Failure> = std::mem::take(&mut self.gone);
         failures.extend(self.topics.values().flat_map(Topic::failures));

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use everlog_common::{
-    Entry, Generation, Identity, Ledger, Millis, Offset, Partition, TopicName, TopicPartition,
+    Entry, Generation, Identity, Ledger, LogBounds, Millis, Offset, Partition, TopicName,
+    TopicPartition,
 };
 use everlog_table::archive::Archive;
 use everlog_table::catalog::LoadedTable;
@@ -44,6 +45,8 @@ pub(super) struct Topic {
     pub(super) pending_bytes: usize,
     pub(super) pending_rows: u64,
     pub(super) flight_bytes: usize,
+    /// Nothing of it is read until its commit is through: others need the memory.
+    pub(super) is_paused: bool,
     pub(super) failure: Option<Failure>,
     pub(super) missing_since: Option<Duration>,
 }
@@ -62,7 +65,16 @@ pub(super) struct Part {
     /// Fences in a row without a commit, and since when.
     pub(super) fences: u32,
     pub(super) fenced_since: Option<Duration>,
+    /// The reader's faults in a row.
     pub(super) faults: Backoff,
+    /// How many of them were of this kind, without another one in between.
+    pub(super) same_fault: Option<(FailureKind, u32)>,
+    /// How often in a row the brokers had no answer that it could be recovered from.
+    pub(super) retries: Backoff,
+    /// How often in a row nobody answered when the logs were looked at.
+    pub(super) misses: u32,
+    /// The log's stable end with something behind it, and since when it stands there.
+    pub(super) stable: Option<(Offset, Duration)>,
     /// Not recovered before.
     pub(super) retry_at: Duration,
     pub(super) ends: EndHistory,
@@ -118,6 +130,43 @@ impl Part {
         matches!(self.state, PartState::Stopped(_))
     }
 
+    /// Counts a fault of the reader; true where so many of its kind in a row are believed.
+    pub(super) fn is_believed(&mut self, kind: FailureKind, needed: u32) -> bool {
+        let before = match self.same_fault {
+            Some((last, count)) if last == kind => count,
+            _ => 0,
+        };
+        self.same_fault = Some((kind, before.saturating_add(1)));
+        before.saturating_add(1) >= needed
+    }
+
+    /// The reader had a fault that means nothing by itself.
+    pub(super) const fn other_fault(&mut self) {
+        self.same_fault = None;
+    }
+
+    /// It was read and committed: what was wrong before is over.
+    pub(super) fn is_well(&mut self) {
+        self.faults.reset();
+        self.retries.reset();
+        self.same_fault = None;
+    }
+
+    /// How long the stable end has stood still before records that nobody may read yet: zero where it has not.
+    pub(super) fn look_at_end(&mut self, now: Duration, bounds: LogBounds) -> Duration {
+        if bounds.high_watermark <= bounds.end {
+            self.stable = None;
+            return Duration::ZERO;
+        }
+        match self.stable {
+            Some((end, since)) if end == bounds.end => now.saturating_sub(since),
+            _ => {
+                self.stable = Some((bounds.end, now));
+                Duration::ZERO
+            }
+        }
+    }
+
     /// Keeps two looks at the log's start that lie apart, for its speed.
     pub(super) fn look_at_start(&mut self, now: Duration, log_start: Offset) {
         const APART: Duration = Duration::from_secs(900);
@@ -158,6 +207,21 @@ impl Topic {
                 && self.parts.values().all(
                     |p| matches!(&p.state, PartState::Stopped(f) if f.kind != FailureKind::Gap),
                 ))
+    }
+
+    /// What is being read of it.
+    pub(super) fn reading(&self) -> Vec<Partition> {
+        self.parts
+            .iter()
+            .filter(|(_, part)| part.is_reading())
+            .map(|(p, _)| *p)
+            .collect()
+    }
+
+    /// Whether nothing of it may be read now. `is_too_much`: tables whose commits are on their way hold too much of the
+    /// memory; then each of them waits for its own commit.
+    pub(super) fn must_wait(&self, is_too_much: bool) -> bool {
+        self.job == Some(JobKind::Commit) && (is_too_much || self.is_paused)
     }
 
     /// Something came in.
@@ -280,4 +344,62 @@ pub(super) fn full_names(topic: &TopicName, partitions: &[Partition]) -> Vec<Top
         .iter()
         .map(|p| TopicPartition::new(topic.clone(), *p))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bounds(end: i64, high_watermark: i64) -> LogBounds {
+        LogBounds {
+            log_start: Offset::ZERO,
+            end: Offset::new(end).unwrap(),
+            high_watermark: Offset::new(high_watermark).unwrap(),
+        }
+    }
+
+    #[test]
+    fn only_faults_of_one_kind_in_a_row_are_believed() {
+        let mut part = Part::default();
+        for _ in 0..4 {
+            assert!(!part.is_believed(FailureKind::Corrupt, 5));
+        }
+        assert!(!part.is_believed(FailureKind::Denied, 5));
+        for _ in 0..4 {
+            assert!(!part.is_believed(FailureKind::Corrupt, 5));
+        }
+        part.other_fault();
+        for _ in 0..4 {
+            assert!(!part.is_believed(FailureKind::Corrupt, 5));
+        }
+        assert!(part.is_believed(FailureKind::Corrupt, 5));
+    }
+
+    #[test]
+    fn h05_a_stable_end_that_stands_still_before_records_is_timed_and_one_that_moves_is_not() {
+        let s = Duration::from_secs;
+        let mut part = Part::default();
+        assert_eq!(part.look_at_end(s(10), bounds(5, 5)), s(0));
+        assert_eq!(part.look_at_end(s(20), bounds(5, 9)), s(0));
+        assert_eq!(part.look_at_end(s(50), bounds(5, 12)), s(30));
+        assert_eq!(part.look_at_end(s(60), bounds(7, 12)), s(0));
+        assert_eq!(part.look_at_end(s(65), bounds(7, 12)), s(5));
+        assert_eq!(part.look_at_end(s(70), bounds(12, 12)), s(0));
+        assert_eq!(part.look_at_end(s(90), bounds(12, 13)), s(0));
+    }
+
+    #[test]
+    fn b07_a_table_waits_for_its_own_commit_and_for_nothing_else() {
+        let mut topic = Topic::default();
+        assert!(!topic.must_wait(true));
+        topic.job = Some(JobKind::Prepare);
+        assert!(!topic.must_wait(true));
+        topic.job = Some(JobKind::Commit);
+        assert!(topic.must_wait(true) && !topic.must_wait(false));
+        // once paused it stays so until the commit is through: reading on and off would only throw away what was fetched
+        topic.is_paused = true;
+        assert!(topic.must_wait(false));
+        topic.job = None;
+        assert!(!topic.must_wait(false));
+    }
 }

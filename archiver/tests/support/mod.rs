@@ -8,8 +8,10 @@
 )]
 
 pub mod broker;
+pub mod lens;
+pub mod store;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,10 +34,14 @@ use everlog_table::catalog::{
 use everlog_table::scan;
 use everlog_table::snapshot::{LeaseMode, SnapshotSelector};
 use everlog_table::storage::Storage;
+use iceberg::spec::{MAIN_BRANCH, SnapshotReference, SnapshotRetention};
 use iceberg::{NamespaceIdent, TableIdent, TableRequirement, TableUpdate};
-use object_store::memory::InMemory;
+use object_store::ObjectStore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+
+use self::lens::Lens;
+use self::store::Store;
 
 /// 14 November 2023, behind any machine's clock.
 const BEGIN: i64 = 1_700_000_000_000;
@@ -93,6 +99,11 @@ pub type Rows = Vec<(i64, Vec<u8>)>;
 pub struct Gate {
     inner: Arc<MemoryCatalog>,
     pub is_closed: std::sync::atomic::AtomicBool,
+    clock: Arc<dyn Clock>,
+    /// How far the catalog's time is behind this machine's; none: it does not tell.
+    behind: std::sync::Mutex<Option<Duration>>,
+    /// Tables whose commits are refused.
+    without_commits: std::sync::Mutex<BTreeSet<String>>,
 }
 
 impl Gate {
@@ -115,6 +126,23 @@ impl Gate {
     pub fn open(&self) {
         self.is_closed
             .store(false, std::sync::atomic::Ordering::SeqCst);
+    }
+
+    /// The catalog's time is so far behind this machine's.
+    pub fn set_behind(&self, behind: Duration) {
+        *self.behind.lock().unwrap() = Some(behind);
+    }
+
+    /// Commits of these tables are refused from now on, and of no others.
+    pub fn refuse_commits(&self, tables: &[&str]) {
+        *self.without_commits.lock().unwrap() = tables.iter().map(|t| (*t).to_owned()).collect();
+    }
+}
+
+fn away(what: &str) -> CatalogError {
+    CatalogError::Unavailable {
+        what: what.to_owned(),
+        source: "it is away".into(),
     }
 }
 
@@ -150,6 +178,10 @@ impl Catalog for Gate {
         if let Err(error) = self.check() {
             return CommitReply::Refused(error);
         }
+        let table = base.ident.name();
+        if self.without_commits.lock().unwrap().contains(table) {
+            return CommitReply::Refused(away("commit"));
+        }
         self.inner
             .commit(base, requirements, updates, idempotency_key)
             .await
@@ -158,12 +190,21 @@ impl Catalog for Gate {
     fn storage_for(&self, table: &LoadedTable) -> Result<Storage, CatalogError> {
         self.inner.storage_for(table)
     }
+
+    fn server_time(&self) -> Option<Millis> {
+        let behind = *self.behind.lock().unwrap();
+        let ms = i64::try_from(behind?.as_millis()).unwrap();
+        Some(Millis(self.clock.now().0 - ms))
+    }
 }
 
 pub struct World {
     pub clock: Arc<dyn Clock>,
     pub log: MemoryLog,
+    /// The archivers' way to it; the test itself goes straight.
+    pub lens: Arc<Lens>,
     pub catalog: Arc<MemoryCatalog>,
+    pub store: Arc<Store>,
     /// The archivers' way to it; the test itself goes straight.
     pub gate: Arc<Gate>,
     seeds: std::sync::atomic::AtomicU64,
@@ -193,29 +234,39 @@ impl Running {
         self.task.shutdown().await;
     }
 
-    pub fn is_over(&self) -> bool {
-        self.task.is_empty()
+    /// Whether it has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        match self.task.try_join_next() {
+            None => false,
+            Some(ended) => panic!("it ended: {ended:?}"),
+        }
     }
 }
 
 impl World {
     pub fn new() -> Self {
         let clock: Arc<dyn Clock> = Arc::new(TestClock::new());
-        let store = Arc::new(InMemory::new());
+        let store = store::store();
         let catalog = MemoryCatalog::new(
-            store,
+            Arc::clone(&store) as Arc<dyn ObjectStore>,
             "memory:///lake",
             Arc::clone(&clock),
             Arc::new(SeededIds::new(42)),
         );
         let catalog = Arc::new(catalog);
+        let log = MemoryLog::new(Arc::clone(&clock));
         Self {
-            log: MemoryLog::new(Arc::clone(&clock)),
-            clock,
+            lens: Arc::new(Lens::new(log.clone())),
+            log,
+            store,
             gate: Arc::new(Gate {
                 inner: Arc::clone(&catalog),
                 is_closed: std::sync::atomic::AtomicBool::new(false),
+                clock: Arc::clone(&clock),
+                behind: std::sync::Mutex::default(),
+                without_commits: std::sync::Mutex::default(),
             }),
+            clock,
             catalog,
             seeds: std::sync::atomic::AtomicU64::new(1),
         }
@@ -241,7 +292,7 @@ impl World {
 
     pub fn components(&self) -> Components {
         Components {
-            log: Arc::new(self.log.clone()),
+            log: Arc::clone(&self.lens) as Arc<dyn Log>,
             catalog: Arc::clone(&self.gate) as Arc<dyn Catalog>,
             clock: Arc::clone(&self.clock),
             ids: self.ids(),
@@ -319,6 +370,38 @@ impl World {
             None => Ledger::default(),
             Some(archive) => archive.state().await.unwrap().ledger,
         }
+    }
+
+    async fn table(&self, name: &str) -> LoadedTable {
+        let ident = TableIdent::from_strs(["lake", name]).unwrap();
+        self.catalog.load(&ident).await.unwrap().unwrap()
+    }
+
+    /// The table's oldest snapshot.
+    pub async fn first_snapshot(&self, name: &str) -> i64 {
+        let table = self.table(name).await;
+        let oldest = table
+            .metadata
+            .snapshots()
+            .min_by_key(|s| s.sequence_number());
+        oldest.unwrap().snapshot_id()
+    }
+
+    /// Sets main to a snapshot, as another engine would.
+    pub async fn roll_back(&self, name: &str, snapshot_id: i64) {
+        let table = self.table(name).await;
+        let update = TableUpdate::SetSnapshotRef {
+            ref_name: MAIN_BRANCH.to_owned(),
+            reference: SnapshotReference::new(
+                snapshot_id,
+                SnapshotRetention::branch(None, None, None),
+            ),
+        };
+        let reply = self
+            .catalog
+            .commit(&table, Vec::new(), vec![update], uuid::Uuid::from_u128(7))
+            .await;
+        assert!(matches!(reply, CommitReply::Committed(_)), "{reply:?}");
     }
 
     /// Every row of the table's files, by generation and partition, in file order.

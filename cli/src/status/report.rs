@@ -33,7 +33,7 @@ pub(super) struct Report {
 pub(super) struct Kafka {
     /// Its id.
     pub(super) cluster_id: Option<String>,
-    /// Why log bounds are not known; null where they are.
+    /// Why log bounds are not known, of all or of some partitions; null where they are.
     pub(super) problem: Option<String>,
 }
 
@@ -157,6 +157,9 @@ pub(super) struct PartitionLine {
     pub(super) headroom: HeadroomLine,
     /// Recorded gaps in this partition, all eras.
     pub(super) gaps: usize,
+    /// Kafka has it and did not say what is in it.
+    #[serde(skip)]
+    is_unanswered: bool,
 }
 
 /// A ledger entry.
@@ -269,6 +272,8 @@ pub(super) struct PartitionFacts {
     pub(super) entry: Option<Entry>,
     /// The log's ends, if that era is the live one.
     pub(super) bounds: Option<LogBounds>,
+    /// Kafka has the partition, and no broker answered for it.
+    pub(super) is_unanswered: bool,
     /// Age of the oldest record that is not archived.
     pub(super) oldest: Option<Duration>,
     /// How far ahead of deletion.
@@ -304,6 +309,7 @@ impl PartitionLine {
             lag_seconds: facts.oldest.map(text::seconds),
             headroom: HeadroomLine::of(facts.headroom),
             gaps: facts.gaps,
+            is_unanswered: facts.is_unanswered,
         }
     }
 
@@ -361,7 +367,7 @@ impl Report {
             out.push_str(&topic.line());
         }
         if let Some(problem) = &self.kafka.problem {
-            let _ = writeln!(out, "kafka did not answer: {problem}");
+            let _ = writeln!(out, "kafka: {problem}");
         }
         out
     }
@@ -370,6 +376,8 @@ impl Report {
 fn row(topic: &str, line: &PartitionLine) -> Vec<String> {
     let offset = |o: i64| text::count(u64::try_from(o).unwrap_or(0));
     let dash = || "-".to_owned();
+    // nothing there, or nobody who says what is there
+    let of_the_log = || if line.is_unanswered { "?" } else { "-" }.to_owned();
     vec![
         topic.to_owned(),
         line.partition.to_string(),
@@ -377,11 +385,11 @@ fn row(topic: &str, line: &PartitionLine) -> Vec<String> {
         line.archive.as_ref().map_or_else(dash, |a| {
             format!("[{}, {})", offset(a.first), offset(a.next))
         }),
-        line.log.as_ref().map_or_else(dash, |b| {
+        line.log.as_ref().map_or_else(of_the_log, |b| {
             format!("[{}, {})", offset(b.start), offset(b.end))
         }),
-        line.lag_records.map_or_else(dash, text::count),
-        line.lag_seconds.map_or_else(dash, |s| {
+        line.lag_records.map_or_else(of_the_log, text::count),
+        line.lag_seconds.map_or_else(of_the_log, |s| {
             text::duration(Duration::try_from_secs_f64(s).unwrap_or_default())
         }),
         line.headroom.value.to_string(),
@@ -471,6 +479,7 @@ mod tests {
                 end: offset(2_000),
                 high_watermark: offset(2_000),
             }),
+            is_unanswered: false,
             oldest: Some(Duration::from_secs(75)),
             headroom,
             gaps: 0,
@@ -538,6 +547,38 @@ mod tests {
             text.contains("gap in partition 1 of generation 0: [5, 9), retention, noticed 1970-01-01T00:00:01.000Z"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_partition_for_which_nobody_answers_is_a_question_and_the_others_are_told() {
+        let lost = PartitionFacts {
+            bounds: None,
+            is_unanswered: true,
+            oldest: None,
+            ..facts(1, 1_000, Headroom::Unknown)
+        };
+        let gone = PartitionFacts {
+            bounds: None,
+            oldest: None,
+            ..facts(2, 500, Headroom::Unknown)
+        };
+        let report = report(vec![facts(0, 1_500, Headroom::Unlimited), lost, gone]);
+        let text = report.render();
+        let columns = |partition: &str| -> Vec<String> {
+            let mut lines = text.lines().map(|l| l.split("  ").map(str::trim));
+            let found = lines.find_map(|l| {
+                let cells: Vec<_> = l.filter(|c| !c.is_empty()).map(str::to_owned).collect();
+                (cells.get(1).map(String::as_str) == Some(partition)).then_some(cells)
+            });
+            found.unwrap()
+        };
+        assert_eq!(columns("1")[3..7], ["[0, 1,000)", "?", "?", "?"], "{text}");
+        assert_eq!(columns("2")[3..7], ["[0, 500)", "-", "-", "-"], "{text}");
+        assert_eq!(columns("0")[4..6], ["[100, 2,000)", "500"], "{text}");
+        let json = serde_json::to_value(&report).unwrap();
+        let partition = &json["topics"][0]["partitions"][1];
+        assert!(partition["log"].is_null() && partition["lag_records"].is_null());
+        assert_eq!(partition["archive"]["next"], 1_000);
     }
 
     #[test]

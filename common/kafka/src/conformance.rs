@@ -51,6 +51,15 @@ pub trait World: Send + Sync {
     async fn delete_records(&self, tp: &TopicPartition, before: i64);
 }
 
+/// A world of several brokers that can be taken away.
+#[async_trait]
+pub trait Brokers: World {
+    /// Takes away who leads a partition; nobody takes over. Other partitions of its topic go on.
+    async fn lose_leader(&self, tp: &TopicPartition);
+    /// Brings everybody back.
+    async fn regain_leaders(&self);
+}
+
 /// One test per case, on the world that `$world` makes.
 #[macro_export]
 macro_rules! conformance_tests {
@@ -73,6 +82,7 @@ macro_rules! conformance_tests {
             bounds_and_times_are_answered_for_what_exists
             h12_a_recreated_topic_has_another_id
             h14_new_partitions_are_described
+            h14_a_member_subscribes_to_other_topics_and_keeps_what_stays
             h23_a_group_shares_partitions_and_loses_nothing
         );
     };
@@ -313,6 +323,15 @@ impl Reading {
 
 fn strings(range: std::ops::Range<usize>) -> Vec<String> {
     range.map(|n| n.to_string()).collect()
+}
+
+async fn described(log: &dyn Log, name: &TopicName) -> crate::TopicInfo {
+    let mut found = log
+        .describe(std::slice::from_ref(name))
+        .await
+        .expect("describe");
+    let info = found.remove(name).expect("the topic exists");
+    info.expect("and may be described")
 }
 
 async fn topic(world: &dyn World, partitions: i32) -> TopicName {
@@ -827,12 +846,12 @@ pub async fn bounds_and_times_are_answered_for_what_exists(world: &dyn World) {
     assert!(none.is_empty(), "{none:?}");
 
     let absent = world.fresh_name();
-    let described = log
+    let found = log
         .describe(&[name.clone(), absent.clone()])
         .await
         .expect("describe");
-    assert_eq!(described.keys().collect::<Vec<_>>(), vec![&name]);
-    assert_eq!(described[&name].partitions.len(), 2);
+    assert_eq!(found.keys().collect::<Vec<_>>(), vec![&name]);
+    assert_eq!(described(log, &name).await.partitions.len(), 2);
     assert!(
         log.topics()
             .await
@@ -848,21 +867,87 @@ pub async fn bounds_and_times_are_answered_for_what_exists(world: &dyn World) {
     assert!(log.cluster_id().await.expect("cluster id").is_some());
 }
 
+/// A partition that nobody leads is described, and that is all that is known of it: what is asked of it is not answered, which
+/// is neither an error of the others nor a statement. The others are read on; it comes back as it was.
+pub async fn a_partition_without_a_leader_is_not_known_and_the_others_are(world: &dyn Brokers) {
+    let name = topic(world, 3).await;
+    let tps: Vec<_> = (0..3).map(|n| partition(&name, n)).collect();
+    for tp in &tps {
+        world.produce(tp, numbered(0, 20)).await;
+    }
+    let log = world.log();
+    let starts: Vec<_> = tps.iter().map(|tp| (tp.clone(), at(0))).collect();
+    let mut reading = Reading::alone(log, Isolation::ReadCommitted, &starts).await;
+    for tp in &tps {
+        reading.until_position(tp, 20).await;
+    }
+    world.lose_leader(&tps[0]).await;
+
+    // who was connected to it hears of that first
+    let began = Instant::now();
+    let bounds = loop {
+        match log.bounds(&tps, Isolation::ReadCommitted).await {
+            Ok(bounds) => break bounds,
+            Err(error) => assert!(error.is_transient(), "{error}"),
+        }
+        assert!(began.elapsed() < PATIENCE, "the brokers do not answer");
+    };
+    assert_eq!(bounds.keys().collect::<Vec<_>>(), vec![&tps[1], &tps[2]]);
+    assert!(bounds.values().all(|b| b.end.get() == 20), "{bounds:?}");
+    let asked: Vec<_> = tps.iter().map(|tp| (tp.clone(), 0)).collect();
+    let ends = log.epoch_ends(&asked).await.expect("epoch ends");
+    assert_eq!(ends.keys().collect::<Vec<_>>(), vec![&tps[1], &tps[2]]);
+    assert!(
+        ends.values().all(|end| end.map(Offset::get) == Some(20)),
+        "{ends:?}"
+    );
+    // it is still there, and by itself as little known
+    assert_eq!(described(log, &name).await.partitions.len(), 3);
+    // (an error while the cluster still names who is away)
+    match log.bounds(&tps[..1], Isolation::ReadUncommitted).await {
+        Ok(alone) => assert!(alone.is_empty(), "{alone:?}"),
+        Err(error) => assert!(error.is_transient(), "{error}"),
+    }
+    match log.epoch_ends(&asked[..1]).await {
+        Ok(alone) => assert!(alone.is_empty(), "{alone:?}"),
+        Err(error) => assert!(error.is_transient(), "{error}"),
+    }
+    // "no such record" would be a statement
+    let refused = log.offsets_at(&tps, Millis(0)).await.unwrap_err();
+    assert!(refused.is_transient(), "{refused}");
+    for tp in &tps[1..] {
+        world.produce(tp, numbered(20, 25)).await;
+        reading.until_position(tp, 25).await;
+    }
+
+    world.regain_leaders().await;
+    let began = Instant::now();
+    loop {
+        let answer = log.bounds(&tps, Isolation::ReadCommitted).await;
+        if let Some(back) = answer.ok().and_then(|b| b.get(&tps[0]).copied()) {
+            assert_eq!((back.log_start.get(), back.end.get()), (0, 20));
+            break;
+        }
+        assert!(began.elapsed() < PATIENCE, "it does not come back");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    world.produce(&tps[0], numbered(20, 25)).await;
+    reading.until_position(&tps[0], 25).await;
+    for tp in &tps {
+        assert_eq!(reading.values(tp), strings(0..25));
+    }
+    assert!(reading.faults.is_empty(), "{:?}", reading.faults);
+    reading.close().await;
+}
+
 /// The name stays, the id does not.
 pub async fn h12_a_recreated_topic_has_another_id(world: &dyn World) {
     let name = topic(world, 1).await;
-    let id = |infos: &BTreeMap<TopicName, crate::TopicInfo>| infos[&name].topic_id;
     let log = world.log();
-    let before = id(&log
-        .describe(std::slice::from_ref(&name))
-        .await
-        .expect("describe"));
+    let before = described(log, &name).await.topic_id;
     assert!(before.is_some());
     world.recreate_topic(&name).await;
-    let after = id(&log
-        .describe(std::slice::from_ref(&name))
-        .await
-        .expect("describe"));
+    let after = described(log, &name).await.topic_id;
     assert!(after.is_some());
     assert_ne!(before, after);
 }
@@ -879,15 +964,67 @@ pub async fn h14_new_partitions_are_described(world: &dyn World) {
     world.add_partitions(&name, 3).await;
     let new = partition(&name, 2);
     world.produce(&new, numbered(0, 3)).await;
-    let infos = world
-        .log()
-        .describe(std::slice::from_ref(&name))
-        .await
-        .expect("describe");
-    assert_eq!(infos[&name].partitions.len(), 3);
+    let info = described(world.log(), &name).await;
+    assert_eq!(info.partitions.len(), 3);
     reading.assign(&[(new.clone(), at(0))]).await;
     reading.until_position(&new, 3).await;
     reading.close().await;
+}
+
+/// A subscription changes: what is new is given, what is left out is taken back, and what stays is read on where it was. With
+/// none at first nothing is given.
+pub async fn h14_a_member_subscribes_to_other_topics_and_keeps_what_stays(world: &dyn World) {
+    let (stays, goes, comes) = (
+        topic(world, 2).await,
+        topic(world, 1).await,
+        topic(world, 1).await,
+    );
+    let options = ReaderOptions {
+        membership: Membership::Group {
+            group: format!("group-of-{stays}"),
+            topics: Vec::new(),
+        },
+        ..alone(Isolation::ReadCommitted)
+    };
+    let all = |name: &TopicName, count| (0..count).map(|n| partition(name, n)).collect();
+    let (kept, left, new): (BTreeSet<_>, BTreeSet<_>, BTreeSet<_>) =
+        (all(&stays, 2), all(&goes, 1), all(&comes, 1));
+    for tp in kept.iter().chain(&left).chain(&new) {
+        world.produce(tp, numbered(0, 10)).await;
+    }
+    let mut reading = Reading::new(world.log().open(options).await.expect("a reader opens"));
+    reading.stays_quiet().await;
+    let subscribe = async |reading: &mut Reading, topics: &[TopicName]| {
+        reading.reader.subscribe(topics).await.expect("subscribe");
+    };
+    subscribe(&mut reading, &[stays.clone(), goes.clone()]).await;
+    let first: BTreeSet<_> = kept.union(&left).cloned().collect();
+    reading
+        .until("the first topics are given", |r| r.owned == first)
+        .await;
+    for tp in &first {
+        reading.until_position(tp, 10).await;
+    }
+    subscribe(&mut reading, &[comes.clone(), stays.clone()]).await;
+    let second: BTreeSet<_> = kept.union(&new).cloned().collect();
+    reading
+        .until("the other topics are given", |r| r.owned == second)
+        .await;
+    for tp in &second {
+        world.produce(tp, numbered(10, 20)).await;
+        reading.until_position(tp, 20).await;
+        assert_eq!(reading.values(tp), strings(0..20));
+    }
+    subscribe(&mut reading, &[]).await;
+    reading
+        .until("everything is taken back", |r| r.owned.is_empty())
+        .await;
+    assert!(reading.faults.is_empty(), "{:?}", reading.faults);
+    reading.close().await;
+    let mut alone = Reading::alone(world.log(), Isolation::ReadCommitted, &[]).await;
+    let refused = alone.reader.subscribe(&[stays]).await;
+    assert!(matches!(refused, Err(crate::LogError::Invalid { .. })));
+    alone.close().await;
 }
 
 /// Two members share; records appended all the while are read by one or the other, none by nobody; who closes leaves
@@ -898,7 +1035,7 @@ pub async fn h23_a_group_shares_partitions_and_loses_nothing(world: &dyn World) 
     let options = || ReaderOptions {
         membership: Membership::Group {
             group: format!("group-of-{name}"),
-            topics: vec![name.as_str().to_owned()],
+            topics: vec![name.clone()],
         },
         ..alone(Isolation::ReadCommitted)
     };

@@ -110,9 +110,10 @@ pub struct TopicInfo {
 /// The settings of a topic that everlog looks at.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TopicConfig {
-    /// `retention.ms`; none when unlimited or unknown.
+    /// `retention.ms`; none when unlimited or unknown, and where `cleanup.policy` does not contain `delete`: then nothing
+    /// is deleted by age or size.
     pub retention: Option<Duration>,
-    /// `retention.bytes` per partition; none when unlimited or unknown.
+    /// `retention.bytes` per partition; none as with `retention`.
     pub retention_bytes: Option<u64>,
     /// Whether `cleanup.policy` contains `compact`.
     pub compacted: bool,
@@ -133,17 +134,23 @@ pub trait Log: Send + Sync + Debug {
     /// The cluster's id, where it tells.
     async fn cluster_id(&self) -> Result<Option<String>, LogError>;
 
-    /// Every topic that is not internal, with its id and partitions, ascending by name.
+    /// Every topic that is not internal, and that may be described, with its id and partitions, ascending by name.
     async fn topics(&self) -> Result<Vec<TopicInfo>, LogError>;
 
-    /// The named topics; one that does not exist is absent from the answer. One request for all.
+    /// The named topics, each with its own answer; one that does not exist is absent. One request for all.
+    ///
+    /// A topic that may not be described ([`LogError::Denied`]) may exist or not, and takes nothing from the others.
     async fn describe(
         &self,
         topics: &[TopicName],
-    ) -> Result<BTreeMap<TopicName, TopicInfo>, LogError>;
+    ) -> Result<BTreeMap<TopicName, Result<TopicInfo, LogError>>, LogError>;
 
-    /// Log start, end under `isolation`, and high watermark. A partition that does not exist is absent. Batched: one
-    /// round of requests whatever the number of partitions.
+    /// Log start, end under `isolation`, and high watermark. Batched: one round of requests whatever the number of
+    /// partitions, and one partition's trouble is not the others'.
+    ///
+    /// Absent is a partition that does not exist, and one that was not answered: without a leader, or whose leader is away.
+    /// So absent says that nothing is known now, and never that the partition is empty, or gone ([`Log::describe`] tells
+    /// that), and one of a topic that may not be described. Where nothing is known of any of them, that may be an error.
     async fn bounds(
         &self,
         partitions: &[TopicPartition],
@@ -151,7 +158,7 @@ pub trait Log: Send + Sync + Debug {
     ) -> Result<BTreeMap<TopicPartition, LogBounds>, LogError>;
 
     /// Per partition the first offset whose timestamp is at or after `at` by the broker's time index; absent where
-    /// there is none. (The broker's answer may lie before the first *visible* such record: callers filter.)
+    /// there is none. A partition that exists and is not answered is an error, since absent would say "none". (The broker's answer may lie before the first *visible* such record: callers filter.)
     async fn offsets_at(
         &self,
         partitions: &[TopicPartition],
@@ -159,7 +166,8 @@ pub trait Log: Send + Sync + Debug {
     ) -> Result<BTreeMap<TopicPartition, OffsetAtTime>, LogError>;
 
     /// Where the log of `leader_epoch` ended, per partition: below the ledger's `next` means truncated (H10, P12).
-    /// Partitions whose epoch the broker does not know are answered with none.
+    /// Partitions whose epoch the broker does not know are answered with none. Absent, as with [`Log::bounds`], is what does
+    /// not exist or was not answered: that is not the same as an epoch that is not known.
     async fn epoch_ends(
         &self,
         partitions: &[(TopicPartition, i32)],
@@ -177,13 +185,16 @@ pub trait Log: Send + Sync + Debug {
 pub enum Membership {
     /// The caller assigns; nobody else is asked.
     Alone,
-    /// A member of a consumer group (cooperative). `topics` are names or regular expressions that begin with `^`;
-    /// the group tells by [`ReaderEvent::Assigned`] and [`ReaderEvent::Revoked`].
+    /// A member of a consumer group (cooperative); the group tells by [`ReaderEvent::Assigned`] and
+    /// [`ReaderEvent::Revoked`].
+    ///
+    /// Topics are names. Expressions would mean something else to each client and broker (POSIX's, RE2's, or ours), and take
+    /// in internal topics: who has expressions resolves them, and calls [`LogReader::subscribe`].
     Group {
         /// The group's id.
         group: String,
-        /// Names, or regular expressions that begin with `^`.
-        topics: Vec<String>,
+        /// The topics to share at first; with none, nothing is given before [`LogReader::subscribe`].
+        topics: Vec<TopicName>,
     },
 }
 
@@ -299,6 +310,10 @@ pub trait LogReader: Send + Debug {
     /// [`ReaderEvent::Assigned`] too, also when it was empty. Where the group is taking a partition back at this moment,
     /// its [`ReaderEvent::Revoked`] wins: once that is answered, the partition is not read.
     async fn assign(&mut self, partitions: &[(TopicPartition, StartAt)]) -> Result<(), LogError>;
+
+    /// In a group: these topics from now on, and no others. Partitions of topics that are new are given, those of topics
+    /// that are left out are taken back, both as the group gets to it. Alone it is refused.
+    async fn subscribe(&mut self, topics: &[TopicName]) -> Result<(), LogError>;
 
     /// Takes partitions away. Answers [`ReaderEvent::Revoked`].
     async fn unassign(&mut self, partitions: &[TopicPartition]) -> Result<(), LogError>;

@@ -1,19 +1,20 @@
 //! The log in memory keeps the contract.
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail their test")]
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use everlog_common::clock::SystemClock;
 use everlog_common::{Offset, TopicName, TopicPartition};
 use everlog_kafka::Log;
-use everlog_kafka::conformance::{Ending, World};
+use everlog_kafka::conformance::{self, Brokers, Ending, World};
 use everlog_kafka::memory::{MemoryLog, MemoryRecord};
 
 struct InMemory {
     log: MemoryLog,
     names: AtomicU32,
+    lost: Mutex<Vec<TopicPartition>>,
 }
 
 impl InMemory {
@@ -21,6 +22,7 @@ impl InMemory {
         Self {
             log: MemoryLog::new(Arc::new(SystemClock::default())),
             names: AtomicU32::new(0),
+            lost: Mutex::default(),
         }
     }
 }
@@ -75,4 +77,24 @@ impl World for InMemory {
     }
 }
 
+#[async_trait]
+impl Brokers for InMemory {
+    async fn lose_leader(&self, tp: &TopicPartition) {
+        self.log.lose_leader(tp);
+        self.lost.lock().unwrap().push(tp.clone());
+    }
+
+    async fn regain_leaders(&self) {
+        for tp in self.lost.lock().unwrap().drain(..) {
+            self.log.regain_leader(&tp);
+        }
+    }
+}
+
 everlog_kafka::conformance_tests!(InMemory::new());
+
+#[tokio::test]
+async fn a_partition_without_a_leader_is_not_known_and_the_others_are() {
+    let world = InMemory::new();
+    conformance::a_partition_without_a_leader_is_not_known_and_the_others_are(&world).await;
+}

@@ -128,7 +128,8 @@ pub struct AppendRequest {
     pub files: Vec<EncodedFile>,
     /// The commit's time: the `archived_at` of its rows.
     pub archived_at: Millis,
-    /// The broker's or the catalog's time, where known: nothing is committed while our clock is over 30 s ahead of it.
+    /// A time to compare our clock with, beside the catalog's own ([`crate::catalog::Catalog::server_time`]), where one is
+    /// known: nothing is committed while our clock is over 30 s ahead of either.
     pub reference_time: Option<Millis>,
 }
 

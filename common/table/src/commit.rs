@@ -31,7 +31,7 @@ use uuid::Uuid;
 use crate::files::EncodedFile;
 use crate::summary::{ACCEPTED, find_commit, property_entries, summary_entries};
 
-/// How far our clock may be ahead of a reference (docs/exactly-once.md, 9).
+/// How far our clock may be ahead of the catalog's, or another reference (docs/exactly-once.md, 9).
 pub const CLOCK_AHEAD_MAX: Duration = Duration::from_secs(30);
 
 /// What to do with a request, given the table it would go into.

@@ -194,6 +194,8 @@ impl Archive {
         if plan.is_empty() || found.snapshot_id.is_none() {
             return Ok(Expired::Nothing);
         }
+        // a clock that runs ahead would take leases and tags for over
+        self.check_clock(None).await?;
         match self.swap_expiry(&table, &plan).await {
             CommitReply::Committed(after) => {
                 report.snapshots_expired += plan.snapshots.len();

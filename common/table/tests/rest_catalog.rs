@@ -30,6 +30,7 @@ fn local(options: &[&str]) -> (Service, tempfile::TempDir, Properties) {
 async fn a_plain_server_conforms() {
     let (_service, _warehouse, properties) = local(&[]);
     conformance::all(&subject(&properties, &properties).await).await;
+    support::tells_the_time(&properties).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

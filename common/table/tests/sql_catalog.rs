@@ -316,6 +316,7 @@ async fn postgres_conforms() {
     let (one, two) = tokio::join!(connect(&properties), connect(&properties));
     one.and(two).expect("both make the tables");
     conformance::all(&subject(&properties, &properties).await).await;
+    support::tells_the_time(&properties).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -48,6 +48,7 @@ impl EventStream {
                 log: Arc::clone(log),
                 topic: request.topic.clone(),
                 isolation: isolation(&archive, pinned.as_ref()).await?,
+                wanted: request.partitions.clone(),
                 clock: Arc::clone(&components.clock),
             }),
             None if ends_in_history(&request, &ledger) => None,

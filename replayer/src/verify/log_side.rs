@@ -246,13 +246,7 @@ impl LogSide {
         if !matches!(fault, PartitionFault::OutOfRange { .. }) {
             return Err(failed(fault));
         }
-        let asked = std::slice::from_ref(&tp);
-        let bounds = self
-            .cluster
-            .log
-            .bounds(asked, self.cluster.isolation)
-            .await?;
-        let Some(bounds) = bounds.get(&tp) else {
+        let Some(bounds) = self.cluster.bounds_of(partition).await? else {
             return Err(failed(fault));
         };
         let Some(lane) = self.lanes.get_mut(&partition) else {

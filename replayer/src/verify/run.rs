@@ -487,6 +487,7 @@ impl Run<'_> {
             log: Arc::clone(&log),
             topic: self.request.topic.clone(),
             isolation,
+            wanted: None,
             clock: Arc::clone(&self.components.clock),
         };
         let Some(facts) = cluster.facts(&BTreeMap::new()).await? else {

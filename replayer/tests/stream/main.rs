@@ -3,6 +3,7 @@
 mod cancel;
 mod damage;
 mod generations;
+mod leaderless;
 mod leases;
 mod order;
 mod recreated;

@@ -219,7 +219,7 @@ impl World {
 
     async fn identity(&self, name: &TopicName) -> (Identity, Vec<Partition>) {
         let described = self.log.describe(std::slice::from_ref(name)).await.unwrap();
-        let info = described[name].clone();
+        let info = described[name].as_ref().unwrap().clone();
         let identity = Identity {
             cluster_id: self.log.cluster_id().await.unwrap(),
             topic_id: info.topic_id,
@@ -529,7 +529,7 @@ impl Log for HesitantLog {
     async fn describe(
         &self,
         topics: &[TopicName],
-    ) -> Result<BTreeMap<TopicName, TopicInfo>, LogError> {
+    ) -> Result<BTreeMap<TopicName, Result<TopicInfo, LogError>>, LogError> {
         hesitate().await;
         let answer = self.0.describe(topics).await;
         hesitate().await;
@@ -587,6 +587,10 @@ impl LogReader for HesitantReader {
         self.0.assign(partitions).await?;
         hesitate().await;
         Ok(())
+    }
+
+    async fn subscribe(&mut self, topics: &[TopicName]) -> Result<(), LogError> {
+        self.0.subscribe(topics).await
     }
 
     async fn unassign(&mut self, partitions: &[TopicPartition]) -> Result<(), LogError> {

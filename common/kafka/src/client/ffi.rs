@@ -360,13 +360,25 @@ impl Client {
         }
     }
 
-    pub(super) fn subscribe(&self, topics: &[String]) -> Result<(), Failure> {
-        let mut list = PartitionList::with_capacity(topics.len());
+    /// These topics, by name, and no others. The client itself waits with it while a rebalance is under way.
+    pub(super) fn subscribe<'a>(
+        &self,
+        topics: impl IntoIterator<Item = &'a str>,
+    ) -> Result<(), Failure> {
+        let mut list = PartitionList::with_capacity(8);
+        let mut is_empty = true;
         for topic in topics {
             list.add(topic, -1)?;
+            is_empty = false;
         }
-        // SAFETY: both are valid; librdkafka copies the list.
-        check(unsafe { sys::rd_kafka_subscribe(self.ptr(), list.0) })
+        // SAFETY: both are valid; librdkafka copies the list, and refuses an empty one.
+        check(unsafe {
+            if is_empty {
+                sys::rd_kafka_unsubscribe(self.ptr())
+            } else {
+                sys::rd_kafka_subscribe(self.ptr(), list.0)
+            }
+        })
     }
 
     pub(super) fn incremental_assign(&self, list: &PartitionList) -> Result<(), Failure> {
@@ -480,7 +492,7 @@ impl Client {
                 topics: items((*raw).topics.cast_const(), (*raw).topic_cnt)
                     .map(|t| {
                         let partitions = items((*t).partitions.cast_const(), (*t).partition_cnt);
-                        let ids = partitions.map(|p| (*p).id).collect();
+                        let ids = partitions.map(|p| ((*p).id, (*p).leader >= 0)).collect();
                         (owned((*t).topic), code_of!((*t).err), ids)
                     })
                     .collect(),
@@ -524,8 +536,8 @@ unsafe fn set_property(
 #[derive(Debug)]
 pub(super) struct ClusterMetadata {
     pub(super) brokers: usize,
-    /// Name, error, partitions.
-    pub(super) topics: Vec<(String, Code, Vec<i32>)>,
+    /// Name, error, partitions and whether each has a leader.
+    pub(super) topics: Vec<(String, Code, Vec<(i32, bool)>)>,
 }
 
 /// An owned list of partitions.

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use everlog_common::{LogBounds, Millis, Offset, Partition, TopicId, TopicName, TopicPartition};
+use tokio::sync::Semaphore;
 
 use super::classify;
-use super::ffi::admin::{Description, ListedOffset, OffsetSpec};
+use super::ffi::admin::{Description, OffsetSpec, PendingOffsets};
 use super::ffi::{Client, ClusterMetadata, Code, Failure};
 use super::probe;
 use super::properties::{ClientProperties, MemoryPlan};
@@ -26,6 +27,12 @@ const INTERNAL: &[&str] = &[
     "__cluster_metadata",
 ];
 
+/// So many questions about epochs run at once: each has a client of its own, with its threads and connections.
+const PROBES: usize = 4;
+
+/// What a broker says instead of an offset where there is no record as asked for. Other negative numbers are the client's.
+const NO_SUCH_RECORD: i64 = -1;
+
 /// librdkafka's mock cluster names itself so; it knows no topic ids, and does not answer when asked for them.
 const MOCK_CLUSTER: &str = "mockCluster";
 
@@ -36,6 +43,7 @@ const MOCK_CLUSTER: &str = "mockCluster";
 #[derive(Debug)]
 pub struct KafkaLog {
     inner: Arc<Inner>,
+    probes: Semaphore,
 }
 
 #[derive(Debug)]
@@ -44,6 +52,24 @@ struct Inner {
     properties: ClientProperties,
     /// Whether the cluster answers when asked for topic ids; asked once.
     topic_ids: OnceLock<bool>,
+}
+
+/// Partitions that exist.
+#[derive(Debug, Default)]
+struct Askable {
+    led: Vec<TopicPartition>,
+    leaderless: Vec<TopicPartition>,
+    /// Why a topic is not among them although it may exist.
+    refused: Option<LogError>,
+}
+
+/// What was asked of partitions that exist.
+#[derive(Debug, Default)]
+struct Offsets {
+    /// Offset, and its timestamp where that was asked for.
+    known: BTreeMap<TopicPartition, (Offset, i64)>,
+    /// With the reason.
+    unanswered: Vec<(TopicPartition, LogError)>,
 }
 
 impl KafkaLog {
@@ -61,6 +87,7 @@ impl KafkaLog {
                 properties,
                 topic_ids: OnceLock::new(),
             }),
+            probes: Semaphore::new(PROBES),
         })
     }
 
@@ -121,26 +148,28 @@ impl Inner {
         Ok(*self.topic_ids.get_or_init(|| !mock))
     }
 
-    fn describe(
-        &self,
-        wanted: &BTreeSet<String>,
-    ) -> Result<BTreeMap<TopicName, TopicInfo>, LogError> {
+    fn found(&self, wanted: &BTreeSet<String>) -> Result<Vec<Description>, LogError> {
         if !self.knows_topic_ids()? {
             let all = self.metadata("topics", true)?;
-            return collect(
-                all.topics
-                    .into_iter()
-                    .filter(|(name, ..)| wanted.contains(name))
-                    .map(without_id),
-            );
+            return Ok(all
+                .topics
+                .into_iter()
+                .filter(|(name, ..)| wanted.contains(name))
+                .map(without_id)
+                .collect());
         }
         self.reach("describe topics")?;
         let names: Vec<&str> = wanted.iter().map(String::as_str).collect();
-        let found = self
-            .client
+        self.client
             .describe_topics(&names, self.timeout())
-            .map_err(|e| self.error("describe topics", &e))?;
-        collect(found.into_iter())
+            .map_err(|e| self.error("describe topics", &e))
+    }
+
+    fn describe(
+        &self,
+        wanted: &BTreeSet<String>,
+    ) -> Result<BTreeMap<TopicName, Result<TopicInfo, LogError>>, LogError> {
+        Ok(collect(self.found(wanted)?.iter()))
     }
 
     fn topics(&self) -> Result<Vec<TopicInfo>, LogError> {
@@ -151,7 +180,11 @@ impl Inner {
             .map(|(name, ..)| name)
             .filter(|name| !INTERNAL.contains(&name.as_str()))
             .collect();
-        Ok(self.describe(&wanted)?.into_values().collect())
+        self.describe(&wanted)?
+            .into_values()
+            // one may have been closed, or deleted, between both requests
+            .filter(|info| !matches!(info, Err(LogError::Denied { .. })))
+            .collect()
     }
 
     fn bounds(
@@ -159,14 +192,19 @@ impl Inner {
         partitions: &[TopicPartition],
         isolation: Isolation,
     ) -> Result<BTreeMap<TopicPartition, LogBounds>, LogError> {
-        let existing = self.existing(partitions)?;
-        if existing.is_empty() {
-            return Ok(BTreeMap::new());
+        let what = "log bounds";
+        let Askable {
+            led: askable,
+            refused,
+            ..
+        } = self.askable(partitions)?;
+        if askable.is_empty() {
+            return refused.map_or_else(|| Ok(BTreeMap::new()), Err);
         }
         let ask = |spec| {
             self.client
-                .list_offsets(names(&existing), spec, self.timeout())
-                .map_err(|e| self.error("log bounds", &e))
+                .list_offsets(names(&askable), spec, self.timeout())
+                .map_err(|e| self.error(what, &e))
         };
         // all at once; each partition's log start, stable end and high watermark only grow
         let start = ask(OffsetSpec::Earliest)?;
@@ -175,74 +213,105 @@ impl Inner {
             Isolation::ReadUncommitted => None,
         };
         let high = ask(OffsetSpec::LatestUncommitted)?;
-        let wait = |pending: super::ffi::admin::PendingOffsets| {
-            pending.wait().map_err(|e| self.error("log bounds", &e))
-        };
-        let start = self.offsets("log bounds", wait(start)?)?;
+        let start = self.offsets(what, start, &askable)?;
         let stable = stable
-            .map(|p| self.offsets("log bounds", wait(p)?))
+            .map(|p| self.offsets(what, p, &askable))
             .transpose()?;
-        let high = self.offsets("log bounds", wait(high)?)?;
+        let high = self.offsets(what, high, &askable)?;
         let mut bounds = BTreeMap::new();
-        for (tp, (high, _)) in &high {
+        for (tp, (high, _)) in &high.known {
             let end = stable
                 .as_ref()
-                .map_or(Some(high), |s| s.get(tp).map(|(o, _)| o));
-            if let (Some((log_start, _)), Some(end)) = (start.get(tp), end) {
+                .map_or(Some(high), |s| s.known.get(tp).map(|(o, _)| o));
+            if let (Some((log_start, _)), Some(end)) = (start.known.get(tp), end) {
                 bounds.insert(tp.clone(), consistent(*log_start, *end, *high));
             }
         }
-        Ok(bounds)
+        let unanswered = high.unanswered.into_iter().chain(start.unanswered).next();
+        match unanswered.map(|(_, why)| why).or(refused) {
+            Some(why) if bounds.is_empty() => Err(why),
+            _ => Ok(bounds),
+        }
     }
 
-    /// Those that exist: the client would wait for the others' leaders until the time is up.
-    fn existing(&self, partitions: &[TopicPartition]) -> Result<Vec<TopicPartition>, LogError> {
+    /// Which of these exist, and which of those have somebody to ask: the client would wait for the others' leaders until
+    /// the time is up.
+    fn askable(&self, partitions: &[TopicPartition]) -> Result<Askable, LogError> {
         let wanted = partitions
             .iter()
             .map(|tp| tp.topic.as_str().to_owned())
             .collect();
-        let known = self.describe(&wanted)?;
-        let mut existing: Vec<_> = partitions
+        let found = self.found(&wanted)?;
+        let has_leader: BTreeMap<(&str, i32), bool> = found
             .iter()
-            .filter(|tp| {
-                known
-                    .get(&tp.topic)
-                    .is_some_and(|info| info.partitions.contains(&tp.partition))
+            .flat_map(|d| {
+                let topic = d.name.as_str();
+                d.partitions.iter().map(move |(p, led)| ((topic, *p), *led))
             })
-            .cloned()
             .collect();
-        existing.sort();
-        existing.dedup();
-        Ok(existing)
+        let distinct: BTreeSet<&TopicPartition> = partitions.iter().collect();
+        let mut askable = Askable {
+            refused: collect(found.iter()).into_values().find_map(Result::err),
+            ..Askable::default()
+        };
+        for tp in distinct {
+            match has_leader.get(&(tp.topic.as_str(), tp.partition.get())) {
+                Some(true) => askable.led.push(tp.clone()),
+                Some(false) => askable.leaderless.push(tp.clone()),
+                None => {}
+            }
+        }
+        if !askable.leaderless.is_empty() {
+            tracing::debug!(partitions = ?askable.leaderless, "partitions without a leader are not asked");
+        }
+        Ok(askable)
     }
 
+    /// Waits for an answer, and takes it apart: one partition's trouble is none of the others.
     fn offsets(
         &self,
         what: &str,
-        listed: Vec<ListedOffset>,
-    ) -> Result<BTreeMap<TopicPartition, (Offset, i64)>, LogError> {
-        let mut offsets = BTreeMap::new();
+        pending: PendingOffsets,
+        asked: &[TopicPartition],
+    ) -> Result<Offsets, LogError> {
+        let unanswered = |tp: &TopicPartition| LogError::Unavailable {
+            what: what.to_owned(),
+            detail: format!("{tp}: its leader does not answer"),
+        };
+        let mut offsets = Offsets::default();
+        let listed = match pending.wait() {
+            // by what the client knows, nobody leads any of these
+            Err(failure) if failure.code == Code::NO_ENTRY => {
+                let all = asked.iter().map(|tp| (tp.clone(), unanswered(tp)));
+                offsets.unanswered.extend(all);
+                return Ok(offsets);
+            }
+            listed => listed.map_err(|e| self.error(what, &e))?,
+        };
         for one in listed {
             if classify::gone(one.code) {
                 continue;
             }
+            let Some(tp) = source(&one.topic, one.partition) else {
+                continue;
+            };
             if one.code != Code::OK {
                 let failure = Failure {
                     code: one.code,
-                    text: format!(
-                        "{}-{}: {}",
-                        one.topic,
-                        one.partition,
-                        super::ffi::code_text(one.code)
-                    ),
+                    text: format!("{tp}: {}", super::ffi::code_text(one.code)),
                 };
-                return Err(self.error(what, &failure));
-            }
-            // -1: no such record
-            if let (Ok(offset), Some(tp)) =
-                (Offset::new(one.offset), source(&one.topic, one.partition))
-            {
-                offsets.insert(tp, (offset, one.timestamp));
+                let error = self.error(what, &failure);
+                if !error.is_transient() && !matches!(error, LogError::Denied { .. }) {
+                    return Err(error);
+                }
+                tracing::debug!(%error, "a partition was not answered");
+                offsets.unanswered.push((tp, error));
+            } else if let Ok(offset) = Offset::new(one.offset) {
+                offsets.known.insert(tp, (offset, one.timestamp));
+            } else if one.offset != NO_SUCH_RECORD {
+                // its broker did not answer, and the client leaves it at that
+                let why = unanswered(&tp);
+                offsets.unanswered.push((tp, why));
             }
         }
         Ok(offsets)
@@ -254,17 +323,34 @@ impl Inner {
         at: Millis,
     ) -> Result<BTreeMap<TopicPartition, OffsetAtTime>, LogError> {
         let what = "offsets at a time";
-        let existing = self.existing(partitions)?;
-        if existing.is_empty() {
+        let askable = self.askable(partitions)?;
+        // absent would say that there is no such record
+        if let Some(refused) = askable.refused {
+            return Err(refused);
+        }
+        if let Some(tp) = askable.leaderless.first() {
+            return Err(LogError::Unavailable {
+                what: what.to_owned(),
+                detail: format!("{tp} has no leader"),
+            });
+        }
+        if askable.led.is_empty() {
             return Ok(BTreeMap::new());
         }
-        let listed = self
+        let pending = self
             .client
-            .list_offsets(names(&existing), OffsetSpec::AtTime(at.0), self.timeout())
-            .and_then(super::ffi::admin::PendingOffsets::wait)
+            .list_offsets(
+                names(&askable.led),
+                OffsetSpec::AtTime(at.0),
+                self.timeout(),
+            )
             .map_err(|e| self.error(what, &e))?;
-        Ok(self
-            .offsets(what, listed)?
+        let mut offsets = self.offsets(what, pending, &askable.led)?;
+        if let Some((_, why)) = offsets.unanswered.pop() {
+            return Err(why);
+        }
+        Ok(offsets
+            .known
             .into_iter()
             .map(|(tp, (offset, timestamp))| {
                 let timestamp = Millis(timestamp);
@@ -278,14 +364,15 @@ impl Inner {
         partitions: &[(TopicPartition, i32)],
     ) -> Result<BTreeMap<TopicPartition, Option<Offset>>, LogError> {
         let wanted: Vec<_> = partitions.iter().map(|(tp, _)| tp.clone()).collect();
-        let existing: BTreeSet<_> = self.existing(&wanted)?.into_iter().collect();
+        let Askable { led, refused, .. } = self.askable(&wanted)?;
+        let askable: BTreeSet<_> = led.into_iter().collect();
         let asked: BTreeMap<_, _> = partitions
             .iter()
-            .filter(|(tp, _)| existing.contains(tp))
+            .filter(|(tp, _)| askable.contains(tp))
             .cloned()
             .collect();
         if asked.is_empty() {
-            return Ok(BTreeMap::new());
+            return refused.map_or_else(|| Ok(BTreeMap::new()), Err);
         }
         probe::epoch_ends(&self.properties, &asked)
     }
@@ -346,7 +433,7 @@ fn consistent(log_start: Offset, end: Offset, high_watermark: Offset) -> LogBoun
     }
 }
 
-fn without_id((name, code, partitions): (String, Code, Vec<i32>)) -> Description {
+fn without_id((name, code, partitions): (String, Code, Vec<(i32, bool)>)) -> Description {
     Description {
         internal: false,
         id: uuid::Uuid::nil(),
@@ -359,21 +446,11 @@ fn without_id((name, code, partitions): (String, Code, Vec<i32>)) -> Description
     }
 }
 
-fn collect(
-    found: impl Iterator<Item = Description>,
-) -> Result<BTreeMap<TopicName, TopicInfo>, LogError> {
+fn collect<'a>(
+    found: impl Iterator<Item = &'a Description>,
+) -> BTreeMap<TopicName, Result<TopicInfo, LogError>> {
     let mut infos = BTreeMap::new();
     for topic in found {
-        if let Some(error) = &topic.error {
-            if classify::gone(error.code) {
-                continue;
-            }
-            return Err(classify::request(
-                &format!("describe topic {}", topic.name),
-                error,
-                None,
-            ));
-        }
         if topic.internal || INTERNAL.contains(&topic.name.as_str()) {
             continue;
         }
@@ -381,32 +458,43 @@ fn collect(
         let Ok(name) = TopicName::new(&topic.name) else {
             continue;
         };
+        if let Some(error) = &topic.error {
+            if !classify::gone(error.code) {
+                let what = format!("describe topic {name}");
+                infos.insert(name, Err(classify::request(&what, error, None)));
+            }
+            continue;
+        }
         let mut partitions: Vec<_> = topic
             .partitions
             .iter()
-            .filter_map(|p| Partition::new(*p).ok())
+            .filter_map(|(p, _)| Partition::new(*p).ok())
             .collect();
         partitions.sort_unstable();
         infos.insert(
             name.clone(),
-            TopicInfo {
+            Ok(TopicInfo {
                 name,
                 topic_id: (!topic.id.is_nil()).then_some(TopicId(topic.id)),
                 partitions,
-            },
+            }),
         );
     }
-    Ok(infos)
+    infos
 }
 
 fn topic_config(values: &BTreeMap<String, String>) -> TopicConfig {
-    let number = |key: &str| values.get(key).and_then(|v| v.parse::<u64>().ok());
+    let has_policy = |name: &str| {
+        let policies = values.get("cleanup.policy")?;
+        Some(policies.split(',').any(|policy| policy.trim() == name))
+    };
+    // the limits stand in the settings of a compacted topic too, where nothing obeys them
+    let deletes = has_policy("delete").unwrap_or(true);
+    let number = |key: &str| values.get(key).filter(|_| deletes)?.parse::<u64>().ok();
     TopicConfig {
         retention: number("retention.ms").map(Duration::from_millis),
         retention_bytes: number("retention.bytes"),
-        compacted: values
-            .get("cleanup.policy")
-            .is_some_and(|p| p.split(',').any(|part| part.trim() == "compact")),
+        compacted: has_policy("compact").unwrap_or(false),
     }
 }
 
@@ -423,7 +511,7 @@ impl Log for KafkaLog {
     async fn describe(
         &self,
         topics: &[TopicName],
-    ) -> Result<BTreeMap<TopicName, TopicInfo>, LogError> {
+    ) -> Result<BTreeMap<TopicName, Result<TopicInfo, LogError>>, LogError> {
         let wanted = topics.iter().map(|t| t.as_str().to_owned()).collect();
         self.ask(move |inner| inner.describe(&wanted)).await
     }
@@ -453,6 +541,11 @@ impl Log for KafkaLog {
         partitions: &[(TopicPartition, i32)],
     ) -> Result<BTreeMap<TopicPartition, Option<Offset>>, LogError> {
         let partitions = partitions.to_vec();
+        let _permit = self
+            .probes
+            .acquire()
+            .await
+            .map_err(|e| LogError::Closed(e.to_string()))?;
         self.ask(move |inner| inner.epoch_ends(&partitions)).await
     }
 
@@ -501,5 +594,33 @@ mod tests {
         assert_eq!(config.retention_bytes, Some(1000));
         assert!(config.compacted);
         assert!(!values(&[("cleanup.policy", "delete")]).compacted);
+        // a broker that does not tell the policy has the default one
+        let untold = values(&[("retention.ms", "5000")]);
+        assert_eq!(untold.retention, Some(Duration::from_secs(5)));
+        assert!(!untold.compacted);
+    }
+
+    #[test]
+    fn limits_that_a_compacted_topic_does_not_obey_are_none() {
+        let values = |policy: &str| {
+            topic_config(
+                &[
+                    ("cleanup.policy", policy),
+                    ("retention.ms", "604800000"),
+                    ("retention.bytes", "1000"),
+                ]
+                .map(|(k, v)| (k.to_owned(), v.to_owned()))
+                .into(),
+            )
+        };
+        let compacted = values("compact");
+        assert_eq!(
+            (compacted.retention, compacted.retention_bytes),
+            (None, None)
+        );
+        assert!(compacted.compacted);
+        let both = values("compact, delete");
+        assert_eq!(both.retention, Some(Duration::from_hours(168)));
+        assert_eq!(both.retention_bytes, Some(1000));
     }
 }

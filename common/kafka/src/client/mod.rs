@@ -17,6 +17,8 @@
 //!
 //! Limits of the client:
 //! - A header name that holds a NUL byte is cut off there, and nothing tells.
+//! - A record with more than 100,000 headers (or malformed ones) is a [`PartitionFault::Corrupt`](crate::PartitionFault::Corrupt): librdkafka does
+//!   not read them, and a record without its headers would be another one.
 //! - A topic that is deleted, or that may not be described any more, is silence to a reader that is alone; [`Log`](crate::Log)'s
 //!   answers say it.
 //! - A batch that fails its CRC is a [`PartitionFault::Corrupt`](crate::PartitionFault::Corrupt) when it comes first in a

@@ -4,7 +4,7 @@
 //! an offset with an epoch, and says what the broker answered when the epoch ended below that offset. So a consumer of its
 //! own seeks, paused, to an offset beyond every log.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use everlog_common::{Offset, TopicPartition};
@@ -17,8 +17,11 @@ use crate::LogError;
 
 /// Beyond every log, and far from librdkafka's logical offsets.
 const BEYOND: i64 = i64::MAX / 2;
+/// Once some have answered, the others have so long from the last answer on.
+const STRAGGLERS: Duration = Duration::from_secs(3);
 const WHAT: &str = "ends of leader epochs";
 
+/// What was answered: an unanswered partition is absent, and keeps the others waiting for a few seconds at most.
 pub(super) fn epoch_ends(
     properties: &ClientProperties,
     asked: &BTreeMap<TopicPartition, i32>,
@@ -52,55 +55,55 @@ fn ask(
     // paused, so that nothing is fetched at the impossible offset
     client.pause(&all)?;
     client.incremental_assign(&all)?;
-    let refused = client.seek(&all, timeout)?;
-    if let Some((topic, partition, failure)) = refused.into_iter().next() {
-        return Err(Failure {
-            code: failure.code,
-            text: format!("{topic}-{partition}: {}", failure.text),
-        });
-    }
+    let refused: Vec<_> = client.seek(&all, timeout)?;
+    // what was refused gets no answer: its partition went away, or is about to have a leader again
+    let mut open: BTreeSet<&TopicPartition> = asked
+        .keys()
+        .filter(|tp| {
+            !refused.iter().any(|(topic, partition, _)| {
+                tp.topic.as_str() == topic && tp.partition.get() == *partition
+            })
+        })
+        .collect();
+    let mut failed = refused.into_iter().next().map(|(.., failure)| failure);
     let mut answers = BTreeMap::new();
-    let mut failed = None;
-    while answers.len() < asked.len() && failed.is_none() {
+    let mut answered_at = None;
+    while !open.is_empty() {
         let left = timeout.saturating_sub(began.elapsed());
-        if left.is_zero() {
-            return Err(Failure::timed_out());
+        let waited = answered_at.is_some_and(|at: Instant| at.elapsed() > STRAGGLERS);
+        if left.is_zero() || waited {
+            break;
         }
         client.serve(|_| {});
         queue.consume(left.min(Duration::from_millis(100)), &mut |message| {
-            let tp = asked.keys().find(|tp| {
+            let tp = open.iter().copied().find(|tp| {
                 tp.topic.as_str() == message.topic() && tp.partition.get() == message.partition()
             });
-            if let Some(tp) = tp {
-                let text = message.error_text();
-                match classify::epoch_end(&text) {
-                    Some(end) => {
-                        answers.insert(tp.clone(), Some(end));
+            let Some(tp) = tp else {
+                return Flow::On;
+            };
+            let (code, text) = (message.code(), message.error_text());
+            match classify::epoch_end(&text) {
+                Some(EpochEnd::At(offset)) => answers.insert(tp.clone(), Some(offset)),
+                Some(EpochEnd::Unknown) => answers.insert(tp.clone(), None),
+                None if code == Code::OK || classify::mends_itself(code) => return Flow::On,
+                None => {
+                    // one that went away since it was looked up is no failure
+                    if !classify::gone(code) {
+                        let text = format!("{tp}: {text}");
+                        failed.get_or_insert(Failure { code, text });
                     }
-                    // it went away since it was looked up
-                    None if classify::gone(message.code()) => {
-                        answers.insert(tp.clone(), None);
-                    }
-                    None if message.code() == Code::OK => {}
-                    None => {
-                        failed = Some(Failure {
-                            code: message.code(),
-                            text: format!("{tp}: {text}"),
-                        });
-                    }
+                    None
                 }
-            }
+            };
+            answered_at = Some(Instant::now());
+            open.remove(tp);
             Flow::On
         });
     }
     match failed {
-        Some(failure) => Err(failure),
-        None => Ok(answers
-            .into_iter()
-            .filter_map(|(tp, answer)| match answer? {
-                EpochEnd::At(offset) => Some((tp, Some(offset))),
-                EpochEnd::Unknown => Some((tp, None)),
-            })
-            .collect()),
+        Some(failure) if answers.is_empty() => Err(failure),
+        None if answers.is_empty() && open.len() == asked.len() => Err(Failure::timed_out()),
+        _ => Ok(answers),
     }
 }

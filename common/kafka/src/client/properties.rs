@@ -365,7 +365,7 @@ mod tests {
     fn readers_get_the_guarantees_whatever_the_user_says() {
         let group = Membership::Group {
             group: "g".into(),
-            topics: vec!["t".into()],
+            topics: vec![everlog_common::TopicName::new("t").unwrap()],
         };
         let given = [("isolation.level", "read_uncommitted"), ("group.id", "x")];
         let all = reader(&given, &group);

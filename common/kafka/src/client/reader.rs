@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use everlog_common::{Offset, TopicPartition};
+use everlog_common::{Offset, TopicName, TopicPartition};
 use tokio::sync::{Notify, oneshot};
 
 use super::ffi::Queue;
@@ -30,6 +30,7 @@ pub(super) enum Request {
         partitions: Vec<TopicPartition>,
         answers: bool,
     },
+    Subscribe(Vec<TopicName>),
     Pause(Vec<TopicPartition>),
     Resume(Vec<TopicPartition>),
     Mirror(Vec<(TopicPartition, Offset)>),
@@ -72,7 +73,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             outbox: Mutex::default(),
             ready: Notify::new(),
@@ -283,6 +284,10 @@ impl LogReader for KafkaReader {
             answers,
         })
         .await
+    }
+
+    async fn subscribe(&mut self, topics: &[TopicName]) -> Result<(), LogError> {
+        self.command(Request::Subscribe(topics.to_vec())).await
     }
 
     async fn unassign(&mut self, partitions: &[TopicPartition]) -> Result<(), LogError> {

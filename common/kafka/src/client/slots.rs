@@ -71,6 +71,11 @@ impl Slot {
         self.rows.bytes()
     }
 
+    /// Whether a record at `offset` would be kept.
+    pub(super) fn takes(&self, offset: i64) -> bool {
+        !self.dead && offset >= self.next
+    }
+
     /// Whether a row of `bytes` would no longer fit into this batch.
     pub(super) fn would_overflow(&self, bytes: usize) -> bool {
         !self.rows.is_empty()
@@ -88,7 +93,7 @@ impl Slot {
         let Ok(offset) = Offset::new(record.offset) else {
             return Taken::Unwanted;
         };
-        if record.offset < self.next {
+        if !self.takes(record.offset) {
             return Taken::Repeated;
         }
         let before = self.rows.bytes();

@@ -66,13 +66,8 @@ impl Worker {
         let client = Client::new(properties).map_err(|e| configuration(&e))?;
         client.poll_as_consumer().map_err(|e| configuration(&e))?;
         let queue = Arc::new(Queue::new(&client));
-        if let Membership::Group { topics, .. } = &options.membership {
-            client
-                .subscribe(topics)
-                .map_err(|e| classify::request("subscribe", &e, None))?;
-        }
         shared.attach(Some(Arc::clone(&queue)));
-        Ok(Self {
+        let worker = Self {
             client,
             queue,
             shared,
@@ -86,7 +81,13 @@ impl Worker {
             message_bytes: 0,
             fatal_checked: Instant::now(),
             repeated: 0,
-        })
+        };
+        if let Membership::Group { topics, .. } = &worker.options.membership
+            && !topics.is_empty()
+        {
+            worker.subscribe(topics)?;
+        }
+        Ok(worker)
     }
 
     pub(super) fn run(mut self) {
@@ -149,7 +150,12 @@ impl Worker {
     fn stray(&mut self, message: &Message<'_>) {
         let code = message.code();
         let text = message.error_text();
-        if let Some(tp) = self.known(message) {
+        if code == Code::TOPIC_AUTHORIZATION_FAILED {
+            // of a whole topic, whatever partition it names (the client leaves that at 0); sometimes of one that it does
+            // not name. Other topics go on, and the log's answers tell which one it is
+            self.client.log().line(4, "CONSUME", &text);
+            self.deny(message.topic(), &text);
+        } else if let Some(tp) = self.known(message) {
             let fault = if code == Code::OK {
                 // going on would leave a hole here: start again from the position
                 PartitionFault::Other("a record came by the wrong queue".into())
@@ -164,6 +170,20 @@ impl Worker {
             tracing::debug!(%text, "the client reports");
         } else {
             self.client.log().line(4, "CONSUME", &text);
+        }
+    }
+
+    /// Nothing of this topic may be read any more.
+    fn deny(&mut self, topic: &str, text: &str) {
+        let of_it: Vec<_> = self
+            .slots
+            .iter()
+            .map(Slot::source)
+            .filter(|tp| tp.topic.as_str() == topic)
+            .cloned()
+            .collect();
+        for tp in of_it {
+            self.fail(&tp, PartitionFault::Denied(text.to_owned()));
         }
     }
 
@@ -254,13 +274,28 @@ impl Worker {
             self.hand_over(&tp, false);
             return self.take_message(message, now);
         }
+        let headers = match message.headers() {
+            Ok(headers) => headers,
+            Err(_) if !slot.takes(message.offset()) => return 0,
+            // without them it would be another record than was written
+            Err(failure) => {
+                let tp = slot.source().clone();
+                let what = format!(
+                    "the headers of the record at offset {} cannot be read (more than 100,000 of them, or malformed): {}",
+                    message.offset(),
+                    failure.text
+                );
+                self.fail(&tp, PartitionFault::Corrupt(what));
+                return 0;
+            }
+        };
         let taken = slot.take_in(
             Incoming {
                 offset: message.offset(),
                 timestamp: timestamp(message),
                 key,
                 value,
-                headers: message.headers(),
+                headers,
                 leader_epoch: message.leader_epoch(),
             },
             now,
@@ -406,6 +441,7 @@ impl Worker {
                 self.deferred.push_back(request);
                 Ok(())
             }
+            Request::Subscribe(topics) => self.subscribe(&topics),
             Request::Pause(partitions) => self.pause(&partitions),
             Request::Resume(partitions) => self.resume(&partitions),
             Request::Mirror(positions) => {
@@ -478,6 +514,19 @@ impl Worker {
         classify::request(what, failure, self.client.log().last_error())
     }
 
+    fn subscribe(&self, topics: &[TopicName]) -> Result<(), LogError> {
+        if self.options.membership == Membership::Alone {
+            return Err(LogError::Invalid {
+                what: "subscribe".into(),
+                detail: "a reader alone is no member of a group".into(),
+            });
+        }
+        let names: BTreeSet<&str> = topics.iter().map(TopicName::as_str).collect();
+        self.client
+            .subscribe(names)
+            .map_err(|e| self.error("subscribe", &e))
+    }
+
     fn assign(&mut self, partitions: &[(TopicPartition, StartAt)]) -> Result<(), LogError> {
         // later ones win where a partition is named twice
         let starts: BTreeMap<_, _> = partitions.iter().cloned().collect();
@@ -497,6 +546,8 @@ impl Worker {
                     self.client.incremental_unassign(&list).ok();
                 }
             }
+            // the pause for the check outlives the assignment: whoever assigns them next has to end it
+            self.paused.extend(starts.into_keys());
             return Err(error);
         }
         for (tp, start) in starts {
@@ -702,6 +753,9 @@ fn timestamp(message: &Message<'_>) -> (i64, TimestampType) {
         _ => (-1, TimestampType::None),
     }
 }
+
+#[cfg(test)]
+mod tests;
 
 // one batch must take the largest record Kafka allows next to a full one
 const _: () = assert!(EventColumnsBuilder::BATCH_BYTES_MAX <= 1 << 30);

@@ -4,36 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use everlog_common::{TopicName, TopicPartition};
 
-use crate::LogError;
-
-/// What a member subscribes to.
-#[derive(Debug, Clone)]
-pub(super) enum Pattern {
-    Name(String),
-    Regex(regex::Regex),
-}
-
-impl Pattern {
-    pub(super) fn parse(text: &str) -> Result<Self, LogError> {
-        if !text.starts_with('^') {
-            return Ok(Self::Name(text.to_owned()));
-        }
-        regex::Regex::new(text)
-            .map(Self::Regex)
-            .map_err(|e| LogError::Invalid {
-                what: format!("topic pattern {text:?}"),
-                detail: e.to_string(),
-            })
-    }
-
-    fn matches(&self, topic: &TopicName) -> bool {
-        match self {
-            Self::Name(name) => name == topic.as_str(),
-            Self::Regex(regex) => regex.is_match(topic.as_str()),
-        }
-    }
-}
-
 /// What the group waits for from a member. Nothing is read meanwhile, as with librdkafka.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Question {
@@ -46,7 +16,7 @@ pub(super) enum Question {
 
 #[derive(Debug)]
 pub(super) struct Member {
-    patterns: Vec<Pattern>,
+    topics: BTreeSet<TopicName>,
     /// Asked and not yet answered.
     open: Option<Question>,
     /// It was thrown out of these and does not know yet.
@@ -62,17 +32,24 @@ pub(super) struct Group {
 }
 
 impl Group {
-    pub(super) fn join(&mut self, id: u64, patterns: Vec<Pattern>) {
+    pub(super) fn join(&mut self, id: u64, topics: &[TopicName]) {
         self.members.insert(
             id,
             Member {
-                patterns,
+                topics: topics.iter().cloned().collect(),
                 open: None,
                 lost: None,
                 told_once: false,
                 deaf: false,
             },
         );
+    }
+
+    /// These topics from now on; what that changes is asked as everything else is.
+    pub(super) fn subscribe(&mut self, id: u64, topics: &[TopicName]) {
+        if let Some(member) = self.members.get_mut(&id) {
+            member.topics = topics.iter().cloned().collect();
+        }
     }
 
     pub(super) fn leave(&mut self, id: u64) {
@@ -144,7 +121,7 @@ impl Group {
                 partitions: revoked,
                 lost: false,
             }
-        } else if !given.is_empty() || !member.told_once {
+        } else if !given.is_empty() || (!member.told_once && !member.topics.is_empty()) {
             for tp in &given {
                 self.owners.insert(tp.clone(), id);
             }
@@ -192,9 +169,9 @@ impl Group {
     /// Who should own what: as before where possible, then to whoever has the fewest, then evened out.
     fn target(&self, partitions: &[TopicPartition]) -> BTreeMap<TopicPartition, u64> {
         let wants = |id: u64, tp: &TopicPartition| {
-            self.members.get(&id).is_some_and(|m| {
-                m.lost.is_none() && m.patterns.iter().any(|p| p.matches(&tp.topic))
-            })
+            self.members
+                .get(&id)
+                .is_some_and(|m| m.lost.is_none() && m.topics.contains(&tp.topic))
         };
         let mut count: BTreeMap<u64, usize> = self.members.keys().map(|id| (*id, 0)).collect();
         let mut target = BTreeMap::new();

@@ -2,7 +2,7 @@
 //!
 //! It knows what makes Kafka hard: log start moving on, transaction markers and aborted data as offsets without rows,
 //! an open transaction that holds the end back, compaction holes, leader epochs, truncation, deletion and re-creation
-//! (new id, or none on brokers that know none), partition growth, groups that take partitions away or throw a member
+//! (new id, or none on brokers that know none), partition growth, partitions without a leader, closed topics, groups that take partitions away or throw a member
 //! out, requests that fail. Where the client for real brokers is blind, it is blind too: a deleted topic is silence, a topic
 //! re-created past the position is read on without a word.
 //!
@@ -13,7 +13,7 @@ mod group;
 mod partition;
 mod reader;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -26,7 +26,7 @@ use uuid::Uuid;
 
 pub use self::partition::{MemoryRecord, Transaction};
 
-use self::group::{Group, Pattern};
+use self::group::Group;
 use self::partition::PartitionLog;
 use self::reader::MemoryReader;
 use crate::{
@@ -78,6 +78,10 @@ struct Cluster {
     groups: BTreeMap<String, Group>,
     mirrored: BTreeMap<(String, TopicPartition), Offset>,
     faults: BTreeMap<TopicPartition, PartitionFault>,
+    /// Closed to us.
+    denied: BTreeSet<TopicName>,
+    /// Without a leader: they exist, and nobody answers for them.
+    leaderless: BTreeSet<TopicPartition>,
     interceptor: Option<Interceptor>,
 }
 
@@ -96,6 +100,27 @@ impl Cluster {
         self.topics.get(&tp.topic)?.partitions.get(index)
     }
 
+    /// A partition that somebody answers for.
+    fn led(&self, tp: &TopicPartition) -> Option<&PartitionLog> {
+        (!self.leaderless.contains(tp) && !self.denied.contains(&tp.topic))
+            .then(|| self.partition(tp))?
+    }
+
+    /// The refusal of all that is asked, where every topic of it is denied.
+    fn refuse<'a>(
+        &self,
+        mut asked: impl Iterator<Item = &'a TopicPartition>,
+    ) -> Result<(), LogError> {
+        let first = asked.next().map(|tp| &tp.topic);
+        let Some(first) = first.filter(|topic| self.denied.contains(*topic)) else {
+            return Ok(());
+        };
+        if asked.all(|tp| self.denied.contains(&tp.topic)) {
+            return Err(denied(first));
+        }
+        Ok(())
+    }
+
     fn partition_mut(&mut self, tp: &TopicPartition) -> Option<&mut PartitionLog> {
         let index = usize::try_from(tp.partition.get()).ok()?;
         self.topics.get_mut(&tp.topic)?.partitions.get_mut(index)
@@ -104,6 +129,7 @@ impl Cluster {
     fn all_partitions(&self) -> Vec<TopicPartition> {
         self.topics
             .iter()
+            .filter(|(name, _)| !self.denied.contains(*name))
             .flat_map(|(name, topic)| {
                 numbers(topic.partitions.len())
                     .map(|partition| TopicPartition::new(name.clone(), partition))
@@ -111,11 +137,21 @@ impl Cluster {
             .collect()
     }
 
-    fn info(&self, name: &TopicName) -> Option<TopicInfo> {
-        self.topics.get(name).map(|topic| TopicInfo {
-            name: name.clone(),
-            topic_id: topic.id,
-            partitions: numbers(topic.partitions.len()).collect(),
+    fn remove(&mut self, name: &TopicName) -> Option<Topic> {
+        self.leaderless.retain(|tp| tp.topic != *name);
+        self.topics.remove(name)
+    }
+
+    fn info(&self, name: &TopicName) -> Option<Result<TopicInfo, LogError>> {
+        if self.denied.contains(name) {
+            return Some(Err(denied(name)));
+        }
+        self.topics.get(name).map(|topic| {
+            Ok(TopicInfo {
+                name: name.clone(),
+                topic_id: topic.id,
+                partitions: numbers(topic.partitions.len()).collect(),
+            })
         })
     }
 
@@ -138,6 +174,13 @@ impl Cluster {
 
 fn numbers(count: usize) -> impl Iterator<Item = Partition> {
     (0..count).filter_map(|n| Partition::new(i32::try_from(n).ok()?).ok())
+}
+
+fn denied(topic: &TopicName) -> LogError {
+    LogError::Denied {
+        what: format!("topic {topic}"),
+        detail: "the memory log was told to refuse it".to_owned(),
+    }
 }
 
 #[derive(Debug)]
@@ -179,6 +222,8 @@ impl MemoryLog {
                     groups: BTreeMap::new(),
                     mirrored: BTreeMap::new(),
                     faults: BTreeMap::new(),
+                    denied: BTreeSet::new(),
+                    leaderless: BTreeSet::new(),
                     interceptor: None,
                 }),
                 changed: Notify::new(),
@@ -234,13 +279,13 @@ impl MemoryLog {
 
     /// Deletes a topic.
     pub fn delete_topic(&self, name: &TopicName) {
-        self.change(|c| c.topics.remove(name));
+        self.change(|c| c.remove(name));
     }
 
     /// Deletes a topic and creates it anew with as many partitions, under a new id.
     pub fn recreate_topic(&self, name: &TopicName) -> Option<TopicId> {
         let partitions = self
-            .change(|c| c.topics.remove(name))
+            .change(|c| c.remove(name))
             .map_or(1, |topic| topic.partitions.len());
         self.create_topic(name, partitions)
     }
@@ -344,6 +389,27 @@ impl MemoryLog {
         self.on(tp, PartitionLog::bump_epoch);
     }
 
+    /// Closes a topic, or opens it again: while closed it may neither be described nor read, whether it exists or not.
+    pub fn deny(&self, topic: &TopicName, is_denied: bool) {
+        self.change(|c| {
+            if is_denied {
+                c.denied.insert(topic.clone());
+            } else {
+                c.denied.remove(topic);
+            }
+        });
+    }
+
+    /// Nobody leads the partition any more: it is described, but not answered for, and silent to readers.
+    pub fn lose_leader(&self, tp: &TopicPartition) {
+        self.change(|c| c.leaderless.insert(tp.clone()));
+    }
+
+    /// Ends [`MemoryLog::lose_leader`]: the log is as it was.
+    pub fn regain_leader(&self, tp: &TopicPartition) {
+        self.change(|c| c.leaderless.remove(tp));
+    }
+
     /// The next poll of a reader that has this partition tells this fault (once).
     pub fn fault(&self, tp: &TopicPartition, fault: PartitionFault) {
         self.change(|c| c.faults.insert(tp.clone(), fault));
@@ -413,14 +479,17 @@ impl Log for MemoryLog {
 
     async fn topics(&self) -> Result<Vec<TopicInfo>, LogError> {
         self.ask(Request::Topics, |c| {
-            c.topics.keys().filter_map(|name| c.info(name)).collect()
+            c.topics
+                .keys()
+                .filter_map(|name| c.info(name)?.ok())
+                .collect()
         })
     }
 
     async fn describe(
         &self,
         topics: &[TopicName],
-    ) -> Result<BTreeMap<TopicName, TopicInfo>, LogError> {
+    ) -> Result<BTreeMap<TopicName, Result<TopicInfo, LogError>>, LogError> {
         self.ask(Request::Describe, |c| {
             topics
                 .iter()
@@ -435,11 +504,12 @@ impl Log for MemoryLog {
         isolation: Isolation,
     ) -> Result<BTreeMap<TopicPartition, LogBounds>, LogError> {
         self.ask(Request::Bounds, |c| {
-            partitions
+            c.refuse(partitions.iter())?;
+            Ok(partitions
                 .iter()
-                .filter_map(|tp| Some((tp.clone(), c.partition(tp)?.bounds(isolation))))
-                .collect()
-        })
+                .filter_map(|tp| Some((tp.clone(), c.led(tp)?.bounds(isolation))))
+                .collect())
+        })?
     }
 
     async fn offsets_at(
@@ -448,11 +518,20 @@ impl Log for MemoryLog {
         at: Millis,
     ) -> Result<BTreeMap<TopicPartition, OffsetAtTime>, LogError> {
         self.ask(Request::OffsetsAt, |c| {
-            partitions
+            if let Some(tp) = partitions.iter().find(|tp| c.denied.contains(&tp.topic)) {
+                return Err(denied(&tp.topic));
+            }
+            if let Some(tp) = partitions.iter().find(|tp| c.leaderless.contains(tp)) {
+                return Err(LogError::Unavailable {
+                    what: "offsets at a time".to_owned(),
+                    detail: format!("{tp} has no leader"),
+                });
+            }
+            Ok(partitions
                 .iter()
                 .filter_map(|tp| Some((tp.clone(), c.partition(tp)?.at_time(at)?)))
-                .collect()
-        })
+                .collect())
+        })?
     }
 
     async fn epoch_ends(
@@ -460,18 +539,22 @@ impl Log for MemoryLog {
         partitions: &[(TopicPartition, i32)],
     ) -> Result<BTreeMap<TopicPartition, Option<Offset>>, LogError> {
         self.ask(Request::EpochEnds, |c| {
-            partitions
+            c.refuse(partitions.iter().map(|(tp, _)| tp))?;
+            Ok(partitions
                 .iter()
-                .filter_map(|(tp, epoch)| Some((tp.clone(), c.partition(tp)?.epoch_end(*epoch))))
-                .collect()
-        })
+                .filter_map(|(tp, epoch)| Some((tp.clone(), c.led(tp)?.epoch_end(*epoch))))
+                .collect())
+        })?
     }
 
     async fn topic_config(&self, topic: &TopicName) -> Result<TopicConfig, LogError> {
         self.ask(Request::TopicConfig, |c| {
-            c.topics.get(topic).map(|t| t.config.clone())
+            if c.denied.contains(topic) {
+                return Err(denied(topic));
+            }
+            let found = c.topics.get(topic).map(|t| t.config.clone());
+            found.ok_or_else(|| LogError::UnknownTopic(topic.as_str().to_owned()))
         })?
-        .ok_or_else(|| LogError::UnknownTopic(topic.as_str().to_owned()))
     }
 
     async fn open(&self, options: ReaderOptions) -> Result<Box<dyn LogReader>, LogError> {
@@ -479,22 +562,16 @@ impl Log for MemoryLog {
         cluster.allow(Request::Open)?;
         let group = match &options.membership {
             Membership::Alone => None,
-            Membership::Group { group, topics } => {
-                let patterns = topics
-                    .iter()
-                    .map(|t| Pattern::parse(t))
-                    .collect::<Result<Vec<_>, _>>()?;
-                Some((group.clone(), patterns))
-            }
+            Membership::Group { group, topics } => Some((group.clone(), topics.clone())),
         };
         cluster.readers_opened += 1;
         let id = cluster.readers_opened;
-        let group = group.map(|(name, patterns)| {
+        let group = group.map(|(name, topics)| {
             cluster
                 .groups
                 .entry(name.clone())
                 .or_default()
-                .join(id, patterns);
+                .join(id, &topics);
             name
         });
         drop(cluster);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use everlog_common::{Offset, OffsetRange, TopicPartition};
+use everlog_common::{Offset, OffsetRange, TopicName, TopicPartition};
 
 use super::group::Question;
 use super::partition::Read;
@@ -112,9 +112,13 @@ impl MemoryReader {
         if let Some(injected) = cluster.faults.remove(tp) {
             return fault(state, injected);
         }
+        if cluster.denied.contains(&tp.topic) {
+            let why = format!("topic {} is closed", tp.topic);
+            return fault(state, PartitionFault::Denied(why));
+        }
         let rows_max = cluster.rows_max;
-        // a topic that is gone is silence, as with librdkafka
-        let log = cluster.partition(tp)?;
+        // a topic that is gone is silence, as with librdkafka, and so is a partition without a leader
+        let log = cluster.led(tp)?;
         match log.read(
             (state.next.get(), state.epoch),
             self.options.isolation,
@@ -212,6 +216,20 @@ impl LogReader for MemoryReader {
             }
             self.shared.changed.notify_waiters();
         }
+        Ok(())
+    }
+
+    async fn subscribe(&mut self, topics: &[TopicName]) -> Result<(), LogError> {
+        let Some(name) = &self.group else {
+            return Err(LogError::Invalid {
+                what: "subscribe".to_owned(),
+                detail: "a reader alone is no member of a group".to_owned(),
+            });
+        };
+        if let Some(group) = self.shared.lock().groups.get_mut(name) {
+            group.subscribe(self.id, topics);
+        }
+        self.shared.changed.notify_waiters();
         Ok(())
     }
 

@@ -39,7 +39,7 @@ fn options(membership: Membership) -> ReaderOptions {
 fn group() -> Membership {
     Membership::Group {
         group: "g".into(),
-        topics: vec!["^ord.*".into()],
+        topics: vec![topic()],
     }
 }
 

@@ -8,6 +8,12 @@ use everlog_kafka::{Isolation, Log, LogError, PartitionFault, StartAt};
 
 use crate::support::{Broker, Real};
 
+/// Everything is allowed that no rule forbids.
+const AUTHORIZER: &[&str] = &[
+    "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+    "allow.everyone.if.no.acl.found=true",
+];
+
 /// Killed and started again while records come: the reader goes on by itself, nothing is lost or doubled.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_dies_and_comes_back_is_no_fault() {
@@ -224,10 +230,7 @@ async fn an_unreachable_cluster_is_an_error_that_says_so() {
 /// it says why.)
 #[tokio::test(flavor = "multi_thread")]
 async fn what_may_not_be_read_is_denied() {
-    let broker = Broker::start_with(&[
-        "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-        "allow.everyone.if.no.acl.found=true",
-    ]);
+    let broker = Broker::start_with(AUTHORIZER);
     let world = Real::at(broker.bootstrap(), &[]);
     let (closed, open) = (world.fresh_name(), world.fresh_name());
     world.create_topic(&closed, 1).await;
@@ -281,7 +284,7 @@ async fn what_may_not_be_read_is_denied() {
         .open(everlog_kafka::ReaderOptions {
             membership: everlog_kafka::Membership::Group {
                 group: "closed-group".to_owned(),
-                topics: vec![open.as_str().to_owned()],
+                topics: vec![open.clone()],
             },
             ..everlog_kafka::conformance::alone(Isolation::ReadCommitted)
         })
@@ -296,6 +299,155 @@ async fn what_may_not_be_read_is_denied() {
     };
     assert!(matches!(refused, LogError::Denied { .. }), "{refused}");
     member.close().await.unwrap();
+}
+
+/// What may not even be described is told of that topic alone, whatever else is asked in the same request.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_may_not_be_described_takes_nothing_from_the_others() {
+    let broker = Broker::start_with(AUTHORIZER);
+    let world = Real::at(broker.bootstrap(), &[]);
+    let (closed, open) = (world.fresh_name(), world.fresh_name());
+    for name in [&closed, &open] {
+        world.create_topic(name, 1).await;
+        world.produce(&partition(name, 0), numbered(0, 5)).await;
+    }
+    tokio::task::block_in_place(|| broker.close_topic(&closed));
+    let names = [closed.clone(), open.clone()];
+    let began = Instant::now();
+    // rules reach the broker a moment after they are made
+    let described = loop {
+        let described = world.log.describe(&names).await.unwrap();
+        if described[&closed].is_err() {
+            break described;
+        }
+        assert!(began.elapsed() < Duration::from_secs(30), "not closed");
+    };
+    assert!(matches!(described[&closed], Err(LogError::Denied { .. })));
+    assert_eq!(described[&open].as_ref().unwrap().partitions.len(), 1);
+    let topics = world.log.topics().await.unwrap();
+    let listed: Vec<_> = topics.iter().map(|t| &t.name).collect();
+    assert!(
+        listed.contains(&&open) && !listed.contains(&&closed),
+        "{listed:?}"
+    );
+
+    let tps = [partition(&closed, 0), partition(&open, 0)];
+    let bounds = world.log.bounds(&tps, Isolation::ReadCommitted).await;
+    assert_eq!(bounds.unwrap().keys().collect::<Vec<_>>(), vec![&tps[1]]);
+    let epochs: Vec<_> = tps.iter().map(|tp| (tp.clone(), 0)).collect();
+    let ends = world.log.epoch_ends(&epochs).await.unwrap();
+    assert_eq!(ends.keys().collect::<Vec<_>>(), vec![&tps[1]]);
+    // where nothing else is asked it is an error, as is a statement that would be wrong
+    for refused in [
+        world
+            .log
+            .bounds(&tps[..1], Isolation::ReadCommitted)
+            .await
+            .err(),
+        world.log.epoch_ends(&epochs[..1]).await.err(),
+        world
+            .log
+            .offsets_at(&tps, everlog_common::Millis(0))
+            .await
+            .err(),
+        world.log.topic_config(&closed).await.err(),
+    ] {
+        assert!(
+            matches!(refused, Some(LogError::Denied { .. })),
+            "{refused:?}"
+        );
+    }
+}
+
+/// A topic is closed under a group that reads it. Whoever owns nothing of it, or nothing of its partition 0, must not end, and
+/// the other topics are read on; once it is no longer subscribed to, the group is as before.
+async fn a_topic_that_is_closed_ends_no_member(properties: &[(&str, &str)]) {
+    let mut settings = AUTHORIZER.to_vec();
+    settings.push("group.consumer.heartbeat.interval.ms=200");
+    let broker = Broker::start_with(&settings);
+    let world = Real::at(broker.bootstrap(), properties);
+    let (closed, open) = (world.fresh_name(), world.fresh_name());
+    for name in [&closed, &open] {
+        world.create_topic(name, 3).await;
+    }
+    let options = everlog_kafka::ReaderOptions {
+        membership: everlog_kafka::Membership::Group {
+            group: "g".to_owned(),
+            topics: vec![closed.clone(), open.clone()],
+        },
+        ..everlog_kafka::conformance::alone(Isolation::ReadCommitted)
+    };
+    let mut members = Vec::new();
+    for _ in 0..3 {
+        members.push(Reading::new(world.log.open(options.clone()).await.unwrap()));
+    }
+    let patience = Duration::from_secs(90);
+    let opened: Vec<_> = (0..3).map(|n| partition(&open, n)).collect();
+    // one ledger for all; a poll that fails ends the test
+    let mut ledger = std::collections::BTreeMap::new();
+    let mut round = async |members: &mut Vec<Reading>| {
+        for member in members.iter_mut() {
+            member.ledger.clone_from(&ledger);
+            member.step(Duration::from_millis(20)).await;
+            for (tp, at) in member.positions.iter().chain(&member.ledger) {
+                let known = ledger.entry(tp.clone()).or_insert(*at);
+                *known = (*known).max(*at);
+            }
+        }
+        ledger.clone()
+    };
+    let began = Instant::now();
+    while members.iter().map(|m| m.owned.len()).sum::<usize>() < 6
+        || members.iter().any(|m| m.owned.is_empty())
+    {
+        assert!(began.elapsed() < patience, "the group does not settle");
+        round(&mut members).await;
+    }
+    tokio::task::block_in_place(|| broker.close_topic(&closed));
+    let began = Instant::now();
+    let is_closed = |m: &Reading| {
+        let denied = |f: &(_, PartitionFault)| matches!(f.1, PartitionFault::Denied(_));
+        m.faults.iter().any(denied) || m.owned.iter().all(|tp| tp.topic != closed)
+    };
+    while !members.iter().all(is_closed) {
+        assert!(began.elapsed() < patience, "nobody hears of it");
+        round(&mut members).await;
+    }
+    for member in &mut members {
+        let only = std::slice::from_ref(&open);
+        member.reader.subscribe(only).await.unwrap();
+    }
+    for tp in &opened {
+        world.produce(tp, numbered(0, 10)).await;
+    }
+    let began = Instant::now();
+    loop {
+        let ledger = round(&mut members).await;
+        if opened.iter().all(|tp| ledger.get(tp) == Some(&10)) {
+            break;
+        }
+        assert!(
+            began.elapsed() < patience,
+            "the open topic is not read: {ledger:?}"
+        );
+    }
+    for (tp, fault) in members.iter().flat_map(|m| &m.faults) {
+        assert_eq!(tp.topic, closed, "{fault:?}");
+        assert!(matches!(fault, PartitionFault::Denied(_)), "{fault:?}");
+    }
+    for member in members {
+        member.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_is_closed_ends_no_member_of_a_classic_group() {
+    a_topic_that_is_closed_ends_no_member(crate::groups::CLASSIC).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_is_closed_ends_no_member_of_a_kip_848_group() {
+    a_topic_that_is_closed_ends_no_member(crate::groups::CONSUMER).await;
 }
 
 /// A broker that is away is asked now and then, not ten thousand times a second.

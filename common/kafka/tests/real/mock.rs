@@ -22,8 +22,9 @@ async fn the_mock_cluster_of_the_demo_is_read_to_its_end() {
         .await
         .unwrap();
     assert_eq!(infos.len(), 1);
-    assert_eq!(infos[&name].topic_id, None);
-    assert_eq!(infos[&name].partitions.len(), 2);
+    let info = infos[&name].as_ref().unwrap();
+    assert_eq!(info.topic_id, None);
+    assert_eq!(info.partitions.len(), 2);
     let topics = world.log.topics().await.unwrap();
     assert!(topics.iter().any(|t| t.name == name));
     assert!(world.log.cluster_id().await.unwrap().is_some());

@@ -115,6 +115,49 @@ async fn h20_a_record_of_100_mb_passes_a_reader_of_16_mib() {
     reading.close().await;
 }
 
+/// The client reads 100,000 headers and no more. A record with one more is never handed out without them: its partition
+/// stops there, and the others go on.
+#[tokio::test(flavor = "multi_thread")]
+async fn h19_headers_that_the_client_does_not_read_are_not_dropped() {
+    let world = Real::new();
+    let name = name();
+    world.create_topic(&name, 2).await;
+    let (many, good) = (partition(&name, 0), partition(&name, 1));
+    let with = |count: usize| {
+        let mut record = MemoryRecord::value("v");
+        record.headers = vec![(b"h".to_vec(), Some(b"1".to_vec())); count];
+        record
+    };
+    world.produce(&many, vec![with(1), with(100_000)]).await;
+    world.produce(&many, vec![with(100_001), with(2)]).await;
+    world.produce(&good, numbered(0, 10)).await;
+    let mut reading = Reading::alone(
+        &world.log,
+        Isolation::ReadCommitted,
+        &[(many.clone(), at(0)), (good.clone(), at(0))],
+    )
+    .await;
+    match reading.until_fault().await {
+        PartitionFault::Corrupt(why) => assert!(why.contains("offset 2"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+    reading.until_position(&good, 10).await;
+    reading.stays_quiet().await;
+    assert_eq!(reading.positions[&many], 2);
+    let counts: Vec<usize> = reading
+        .batches
+        .iter()
+        .filter(|batch| batch.source == many)
+        .flat_map(|batch| (0..batch.columns.len()).map(|i| batch.columns.row(i).headers.len()))
+        .collect();
+    assert_eq!(counts, [1, 100_000]);
+    // behind it the records are whole
+    reading.faults.clear();
+    reading.assign(&[(many.clone(), at(3))]).await;
+    reading.until_position(&many, 4).await;
+    reading.close().await;
+}
+
 /// h08: what compaction removed is offsets without rows, also right before the end.
 #[tokio::test(flavor = "multi_thread")]
 async fn h08_compaction_leaves_offsets_without_rows() {
@@ -126,6 +169,7 @@ async fn h08_compaction_leaves_offsets_without_rows() {
             1,
             &[
                 ("cleanup.policy", "compact"),
+                ("retention.ms", "604800000"),
                 ("segment.ms", "100"),
                 ("min.cleanable.dirty.ratio", "0.01"),
                 ("delete.retention.ms", "0"),
@@ -133,7 +177,10 @@ async fn h08_compaction_leaves_offsets_without_rows() {
             ],
         )
         .await;
-    assert!(world.log.topic_config(&name).await.unwrap().compacted);
+    // the broker's default of a week is in its settings all the same
+    let config = world.log.topic_config(&name).await.unwrap();
+    assert!(config.compacted);
+    assert_eq!((config.retention, config.retention_bytes), (None, None));
     let tp = partition(&name, 0);
     let keyed = |n: usize| MemoryRecord::value(n.to_string()).key((n % 4).to_string());
     world.produce(&tp, (0..64).map(keyed).collect()).await;

@@ -33,6 +33,7 @@ const WAIT: Duration = Duration::from_secs(30);
 pub struct Broker {
     dir: PathBuf,
     port: u16,
+    nodes: u16,
     _watcher: Mutex<Child>,
 }
 
@@ -43,11 +44,16 @@ impl Broker {
     }
 
     /// With more settings, as key=value.
+    pub fn start_with(settings: &[&str]) -> Self {
+        Self::start_nodes(1, settings)
+    }
+
+    /// A cluster.
     #[allow(
         clippy::zombie_processes,
         reason = "the watcher ends after this process, by design"
     )]
-    pub fn start_with(settings: &[&str]) -> Self {
+    pub fn start_nodes(nodes: u16, settings: &[&str]) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("everlog-kafka-test-")
             .tempdir()
@@ -69,11 +75,12 @@ impl Broker {
             .unwrap();
         let mut failures = Vec::new();
         for _ in 0..3 {
-            let port = free_ports(2);
+            let port = free_ports(2 * nodes);
             let started = Command::new(script("kafka.sh"))
                 .arg("start")
                 .arg(&dir)
                 .arg(port.to_string())
+                .args(["--nodes", &nodes.to_string()])
                 // rebalances of the new protocol within a test's patience
                 .args(["--set", "group.consumer.min.heartbeat.interval.ms=200"])
                 .args(["--set", "group.consumer.heartbeat.interval.ms=200"])
@@ -88,6 +95,7 @@ impl Broker {
                 return Self {
                     dir,
                     port,
+                    nodes,
                     _watcher: Mutex::new(watcher),
                 };
             }
@@ -98,7 +106,8 @@ impl Broker {
     }
 
     pub fn bootstrap(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        let of = |n: u16| format!("127.0.0.1:{}", self.port + 2 * n);
+        (0..self.nodes).map(of).collect::<Vec<_>>().join(",")
     }
 
     fn attempt(&self, args: &[&str]) -> Result<(), String> {
@@ -141,9 +150,29 @@ impl Broker {
         assert!(done.status.success(), "{args:?}: {done:?}");
     }
 
+    /// Nobody may read or describe the topic any more (with an authorizer).
+    pub fn close_topic(&self, topic: &TopicName) {
+        self.tool(&[
+            "org.apache.kafka.tools.AclCommand",
+            "--add",
+            "--deny-principal",
+            "User:ANONYMOUS",
+            "--operation",
+            "All",
+            "--topic",
+            topic.as_str(),
+            "--force",
+        ]);
+    }
+
     /// Kills the broker the hard way.
     pub fn kill(&self) {
-        self.run(&["kill-node", "1"]);
+        self.kill_node(1);
+    }
+
+    /// One of several.
+    pub fn kill_node(&self, node: i32) {
+        self.run(&["kill-node", &node.to_string()]);
     }
 
     /// Stops it in order.
@@ -153,10 +182,15 @@ impl Broker {
 
     /// Starts it again.
     pub fn start_again(&self) {
+        self.start_node(1);
+    }
+
+    /// One of several.
+    pub fn start_node(&self, node: i32) {
         // threads of a killed process may hold its ports for a moment longer than the process lives
         let mut words = String::new();
         for _ in 0..5 {
-            match self.attempt(&["start-node", "1"]) {
+            match self.attempt(&["start-node", &node.to_string()]) {
                 Ok(()) => return,
                 Err(failed) => words = failed,
             }
@@ -318,6 +352,18 @@ impl Real {
             config.set(*key, *value);
         }
         config.create_with_context(Deliveries::default()).unwrap()
+    }
+
+    /// The broker that leads a partition, as the cluster says.
+    pub fn leader(&self, tp: &TopicPartition) -> i32 {
+        let metadata = self
+            .admin()
+            .inner()
+            .fetch_metadata(Some(tp.topic.as_str()), WAIT)
+            .unwrap();
+        let found = metadata.topics()[0].partitions().iter();
+        let mut found = found.filter(|p| p.id() == tp.partition.get());
+        found.next().unwrap().leader()
     }
 
     /// What a group committed.

@@ -64,6 +64,7 @@ impl Archive {
                     None => "main has no snapshot; set it to one before accepting it".to_owned(),
                 }));
             }
+            self.check_clock(None).await?;
             let ledger = self.reconciled(&table, snapshot_id).await?;
             let parent = self.accepted_parent(table, snapshot_id, &ledger).await?;
             let commit_id = self.inner.deps.ids.uuid();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use everlog_common::Ledger;
+use everlog_common::{Ledger, Millis};
 use iceberg::spec::{DataFile, ManifestFile, TableMetadata};
 use uuid::Uuid;
 
@@ -73,6 +73,16 @@ enum Settled {
     Open,
 }
 
+/// Whether an attempt that was sent has no outcome yet, and the error says no more than that it could not be found out
+/// now. Such a commit is neither lost nor made: whoever proposed it again would be fenced by it.
+fn is_open_after(operation: &Operation, error: &ArchiveError) -> bool {
+    operation.unresolved.is_some()
+        && matches!(
+            error.kind(),
+            ArchiveErrorKind::Transient | ArchiveErrorKind::Denied
+        )
+}
+
 /// What one attempt came to.
 enum Attempt {
     Done(CommitOutcome),
@@ -82,6 +92,9 @@ enum Attempt {
 
 impl Archive {
     /// Commits files and ledger in one swap, rebasing over other commits as long as the fence holds.
+    ///
+    /// An error means that nothing of it was applied, and nothing will be, unless the table itself is not ours to write any
+    /// more (replaced, a foreign change, corrupt).
     ///
     /// Not cancel-safe: dropping the future leaves the outcome unknown; go on from [`Archive::state`].
     pub async fn append(&self, request: AppendRequest) -> Result<CommitOutcome, ArchiveError> {
@@ -106,11 +119,22 @@ impl Archive {
             open: None,
         };
         let mut turn = self.inner.turn.lock().await;
-        let driven = self.drive(&mut turn, &mut operation).await?;
-        if let (Some(CommitOutcome::Committed { .. }), Some(parent)) = (&driven, &*turn) {
-            self.expire_apart(&parent.table.metadata).await;
+        match self.drive(&mut turn, &mut operation).await {
+            Ok(driven) => {
+                if let (Some(CommitOutcome::Committed { .. }), Some(parent)) = (&driven, &*turn) {
+                    self.expire_apart(&parent.table.metadata).await;
+                }
+                Ok(driven.unwrap_or(CommitOutcome::Unknown(PendingCommit { operation })))
+            }
+            Err(error) if is_open_after(&operation, &error) => {
+                tracing::warn!(
+                    table = %self.inner.ident, commit_id = %operation.commit_id, %error,
+                    "an attempt may have landed, and the table cannot be read"
+                );
+                Ok(CommitOutcome::Unknown(PendingCommit { operation }))
+            }
+            Err(error) => Err(error),
         }
-        Ok(driven.unwrap_or(CommitOutcome::Unknown(PendingCommit { operation })))
     }
 
     /// One bounded round of finding out: reads the table back, and moves a quiet table on by a ledger-neutral commit.
@@ -124,7 +148,10 @@ impl Archive {
         match self.drive(&mut turn, &mut operation).await {
             Ok(Some(outcome)) => Ok(outcome),
             Ok(None) => Ok(CommitOutcome::Unknown(PendingCommit { operation })),
-            Err(error) if error.kind() == ArchiveErrorKind::Transient => {
+            Err(error)
+                if error.kind() == ArchiveErrorKind::Transient
+                    || is_open_after(&operation, &error) =>
+            {
                 tracing::warn!(
                     table = %self.inner.ident, commit_id = %operation.commit_id, %error,
                     "commit not resolved yet"
@@ -163,12 +190,12 @@ impl Archive {
                     last: operation.last.take(),
                 });
             }
-            self.check_clock(&operation.request)?;
             let parent = match turn.take() {
                 // Expiry must know every tag there is now, also those that others made since our last commit.
                 Some(parent) if !self.expiry_rides(&parent.table.metadata) => parent,
                 _ => self.load_parent().await?,
             };
+            self.check_clock(operation.request.reference_time).await?;
             match self.attempt(turn, operation, parent).await? {
                 Attempt::Done(outcome) => return Ok(Some(outcome)),
                 Attempt::Again => self.back_off(operation.attempts).await,
@@ -200,6 +227,10 @@ impl Archive {
                 return Ok(Attempt::Done(CommitOutcome::Fenced { refusals, ledger }));
             }
             Decision::AlreadyLanded { snapshot_id } => {
+                // until its ledger was read as well, giving it up would be to forget a commit
+                operation.unresolved = Some(Sent {
+                    parent: parent.head,
+                });
                 let outcome = self.landed(operation, snapshot_id, &parent.table).await?;
                 *turn = Some(parent.remembered());
                 return Ok(Attempt::Done(outcome));
@@ -526,6 +557,10 @@ impl Archive {
                             continue;
                         }
                     };
+                    if let Err(error) = self.check_clock(None).await {
+                        tracing::warn!(table = %self.inner.ident, %error, "cannot settle yet");
+                        continue;
+                    }
                     if self.move_on(&base).await {
                         return Ok(Settled::Dead);
                     }
@@ -555,18 +590,26 @@ impl Archive {
         matches!(reply, CommitReply::Committed(_))
     }
 
-    fn check_clock(&self, request: &AppendRequest) -> Result<(), ArchiveError> {
-        let now = self.inner.deps.clock.now();
-        match (
-            commit::clock_ahead(now, request.reference_time),
-            request.reference_time,
-        ) {
-            (Some(ahead), Some(reference)) => Err(ArchiveError::ClockAhead {
+    /// Refuses while this machine's clock is ahead of the catalog's, or of `reference`: a snapshot would get a time that
+    /// all later ones have to follow, and leases would look as if they were over. What the catalog said may be old (a
+    /// machine that slept does not count the seconds), so it is asked before this is believed.
+    pub(crate) async fn check_clock(&self, reference: Option<Millis>) -> Result<(), ArchiveError> {
+        let deps = &self.inner.deps;
+        let known = deps.catalog.server_time();
+        if commit::clock_ahead(deps.clock.now(), known).is_some() {
+            self.load().await?;
+        }
+        let times = [reference, deps.catalog.server_time()];
+        let Some(reference) = times.into_iter().flatten().min() else {
+            return Ok(());
+        };
+        match commit::clock_ahead(deps.clock.now(), Some(reference)) {
+            None => Ok(()),
+            Some(ahead) => Err(ArchiveError::ClockAhead {
                 table: self.table_name(),
                 reference,
                 ahead_ms: u64::try_from(ahead.as_millis()).unwrap_or(u64::MAX),
             }),
-            _ => Ok(()),
         }
     }
 
@@ -611,5 +654,45 @@ impl Archive {
         let millis = u64::try_from(half.as_millis()).unwrap_or(0);
         let jitter = Duration::from_millis(self.inner.deps.ids.below(millis + 1));
         self.inner.deps.clock.sleep(half + jitter).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the caller takes for "not applied", it proposes again, and is fenced by itself.
+    #[test]
+    fn p08_an_attempt_without_an_outcome_is_open_whatever_cannot_be_read() {
+        let contended = ArchiveError::Contended {
+            table: "t".to_owned(),
+            attempts: 1,
+            last: None,
+        };
+        let corrupt = ArchiveError::Corrupt {
+            table: "t".to_owned(),
+            what: "ledger".to_owned(),
+            source: None,
+        };
+        let mut operation = Operation {
+            commit_id: Uuid::from_u128(1),
+            request: AppendRequest {
+                advances: Vec::new(),
+                files: Vec::new(),
+                archived_at: Millis(0),
+                reference_time: None,
+            },
+            attempts: 1,
+            attempts_left: 1,
+            unresolved: None,
+            refused: 0,
+            open: None,
+            last: None,
+        };
+        assert!(!is_open_after(&operation, &contended));
+        operation.unresolved = Some(Sent { parent: None });
+        assert!(is_open_after(&operation, &contended));
+        // an operator decides: nothing goes on by itself
+        assert!(!is_open_after(&operation, &corrupt));
     }
 }

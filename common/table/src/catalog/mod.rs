@@ -25,6 +25,7 @@ pub mod memory;
 mod metadata;
 mod properties;
 pub mod rest;
+mod server_time;
 pub mod sql;
 
 pub(crate) use metadata::{MetadataOwner, parse as parse_metadata};
@@ -149,6 +150,12 @@ pub trait Catalog: Send + Sync + Debug {
 
     /// The object store that holds this table's files, with the credentials the catalog vended for it, if any.
     fn storage_for(&self, table: &LoadedTable) -> Result<Storage, CatalogError>;
+
+    /// What time it is where the catalog runs, as its answers so far tell; none where they do not, or where the catalog is
+    /// a file of this machine. At most some seconds late, and not early.
+    fn server_time(&self) -> Option<Millis> {
+        None
+    }
 }
 
 /// A new key for one attempt to commit: a UUID of version 7, which begins with the milliseconds of Unix time, by which

@@ -21,6 +21,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
+use everlog_common::Millis;
 use iceberg::{NamespaceIdent, TableIdent, TableRequirement, TableUpdate};
 use reqwest::Method;
 use uuid::Uuid;
@@ -265,6 +266,10 @@ impl Catalog for RestCatalog {
         }
         storages.insert(key, storage.clone());
         Ok(storage)
+    }
+
+    fn server_time(&self) -> Option<Millis> {
+        self.client.server_time()
     }
 }
 

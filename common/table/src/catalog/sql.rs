@@ -22,8 +22,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use everlog_common::Ids;
 use everlog_common::clock::RandomIds;
+use everlog_common::{Ids, Millis};
 use futures::StreamExt;
 use iceberg::{NamespaceIdent, TableIdent, TableRequirement, TableUpdate};
 use uuid::Uuid;
@@ -299,6 +299,10 @@ impl Catalog for SqlCatalog {
 
     fn storage_for(&self, _table: &LoadedTable) -> Result<Storage, CatalogError> {
         Ok(self.storage.clone())
+    }
+
+    fn server_time(&self) -> Option<Millis> {
+        self.database.server_time()
     }
 }
 

@@ -1,16 +1,17 @@
 //! Appends: what lands, what is fenced, and what becomes of lost replies.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use everlog_common::{Clock, Ledger, Segment};
+use everlog_common::{Clock, Ledger, Millis, Segment};
 use everlog_table::archive::{ArchiveError, ArchiveErrorKind, ArchiveOptions, CommitOutcome};
 use everlog_table::catalog::memory::{Call, Fault};
 use everlog_table::catalog::{
     Catalog, CatalogError, CommitReply, CreateReply, LoadedTable, NewTable,
 };
+use everlog_table::maintain::{ExpirySettings, MaintenanceSettings};
 use everlog_table::manifests::MergeSettings;
 use everlog_table::storage::Storage;
 use iceberg::{NamespaceIdent, TableIdent, TableRequirement, TableUpdate};
@@ -394,6 +395,88 @@ async fn nothing_is_committed_while_our_clock_is_ahead() {
     assert_eq!(rig.memory.commits(), 0);
     request.reference_time = Some(rig.clock.now());
     committed(archive.append(request).await);
+}
+
+/// A catalog that tells the time, and how often it was asked for anything.
+#[derive(Debug)]
+struct Timed {
+    inner: Arc<dyn Catalog>,
+    time: Mutex<Millis>,
+    /// What it says at the next request.
+    next: Mutex<Option<Millis>>,
+}
+
+#[async_trait]
+impl Catalog for Timed {
+    async fn ensure_namespace(&self, namespace: &NamespaceIdent) -> Result<(), CatalogError> {
+        self.inner.ensure_namespace(namespace).await
+    }
+    async fn list_tables(&self, namespace: &NamespaceIdent) -> Result<Vec<String>, CatalogError> {
+        self.inner.list_tables(namespace).await
+    }
+    async fn load(&self, table: &TableIdent) -> Result<Option<LoadedTable>, CatalogError> {
+        if let Some(next) = self.next.lock().expect("a lock").take() {
+            *self.time.lock().expect("a lock") = next;
+        }
+        self.inner.load(table).await
+    }
+    async fn create(&self, table: NewTable) -> Result<CreateReply, CatalogError> {
+        self.inner.create(table).await
+    }
+    async fn commit(
+        &self,
+        base: &LoadedTable,
+        requirements: Vec<TableRequirement>,
+        updates: Vec<TableUpdate>,
+        key: Uuid,
+    ) -> CommitReply {
+        self.inner.commit(base, requirements, updates, key).await
+    }
+    fn storage_for(&self, table: &LoadedTable) -> Result<Storage, CatalogError> {
+        self.inner.storage_for(table)
+    }
+    fn server_time(&self) -> Option<Millis> {
+        Some(*self.time.lock().expect("a lock"))
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_committed_expired_or_accepted_while_our_clock_is_ahead_of_the_catalogs() {
+    let mut rig = Rig::new(16);
+    let timed = Arc::new(Timed {
+        inner: Arc::clone(&rig.catalog),
+        time: Mutex::new(rig.clock.now()),
+        next: Mutex::default(),
+    });
+    rig.catalog = Arc::clone(&timed) as Arc<dyn Catalog>;
+    let archive = rig.process().await;
+    let mut ledger = Ledger::default();
+    for _ in 0..3 {
+        let request = rig.request(&ledger, &[(0, 1)]).await;
+        ledger = committed(archive.append(request).await);
+    }
+    // this machine is two days ahead all of a sudden: whatever has a deadline looks as if it were over
+    rig.clock.advance(Duration::from_hours(48));
+    let commits = rig.memory.commits();
+    let request = rig.request(&ledger, &[(0, 1)]).await;
+    let settings = MaintenanceSettings {
+        expiry: ExpirySettings {
+            count_min: 1,
+            ..ExpirySettings::default()
+        },
+        ..MaintenanceSettings::default()
+    };
+    for archive in [&archive, &rig.process().await] {
+        let error = archive.append(request.clone()).await.expect_err("refused");
+        assert!(matches!(error, ArchiveError::ClockAhead { .. }), "{error}");
+        let error = archive.maintain(&settings).await.expect_err("refused");
+        assert!(matches!(error, ArchiveError::ClockAhead { .. }), "{error}");
+    }
+    assert_eq!(rig.memory.commits(), commits);
+    // it slept, in truth: what the catalog says when it is asked again counts, and not what it had said
+    *timed.next.lock().expect("a lock") = Some(rig.clock.now());
+    committed(archive.append(request).await);
+    rig.check().await;
 }
 
 #[tokio::test]

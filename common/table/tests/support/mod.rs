@@ -47,6 +47,19 @@ pub async fn open(properties: &Properties) -> Arc<dyn Catalog> {
         .unwrap_or_else(|error| panic!("{}", chain(&error)))
 }
 
+/// The server's time is this machine's, since it runs here.
+pub async fn tells_the_time(given: &Properties) {
+    let subject = subject(given, given).await;
+    let table = subject.create().await;
+    subject.catalog.load(&table.ident).await.expect("a table");
+    let (here, there) = (subject.clock.now(), subject.catalog.server_time());
+    let there = there.expect("it tells");
+    assert!(
+        here.since(there).as_secs() < 20 && there.since(here).as_secs() < 2,
+        "{here:?} {there:?}"
+    );
+}
+
 /// An error with its causes, in one line.
 pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut line = error.to_string();

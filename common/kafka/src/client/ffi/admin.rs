@@ -103,7 +103,8 @@ pub(in crate::client) struct Description {
     /// Zero where the broker knows none.
     pub(in crate::client) id: Uuid,
     pub(in crate::client) internal: bool,
-    pub(in crate::client) partitions: Vec<i32>,
+    /// Number, and whether it has a leader.
+    pub(in crate::client) partitions: Vec<(i32, bool)>,
     pub(in crate::client) error: Option<Failure>,
 }
 
@@ -314,7 +315,10 @@ unsafe fn description(topic: *const sys::rd_kafka_TopicDescription_t) -> Descrip
                 Vec::new()
             } else {
                 pointers(partitions.cast_const(), count)
-                    .map(|p| sys::rd_kafka_TopicPartitionInfo_partition(p))
+                    .map(|p| {
+                        let has_leader = !sys::rd_kafka_TopicPartitionInfo_leader(p).is_null();
+                        (sys::rd_kafka_TopicPartitionInfo_partition(p), has_leader)
+                    })
                     .collect()
             },
             error: failed.then(|| Failure {

@@ -7,7 +7,7 @@ use std::ptr::{self, NonNull};
 
 use rdkafka_sys as sys;
 
-use super::{Code, code_of, owned};
+use super::{Code, Failure, code_of, owned};
 
 /// A message or an error of a partition, valid during a callback.
 pub(in crate::client) struct Message<'a> {
@@ -100,21 +100,23 @@ impl<'a> Message<'a> {
         (epoch >= 0).then_some(epoch)
     }
 
-    /// Name and value of each header, in order. The interface has no length for names: one that holds a NUL byte
+    /// Name and value of each header, in order; an error where the client cannot tell them (more than 100,000, or bytes
+    /// that are none), which is not the same as none. The interface has no length for names: one that holds a NUL byte
     /// comes cut off there.
-    pub(in crate::client) fn headers(&self) -> Headers<'a> {
+    pub(in crate::client) fn headers(&self) -> Result<Headers<'a>, Failure> {
         let mut headers: *mut sys::rd_kafka_headers_t = ptr::null_mut();
         // SAFETY: the message is valid; the headers live with it.
         let code = unsafe { sys::rd_kafka_message_headers(self.ptr(), &raw mut headers) };
-        Headers {
-            list: if Code::from(code) == Code::OK {
-                headers
-            } else {
-                ptr::null_mut()
-            },
+        let list = match Code::from(code) {
+            Code::OK => headers,
+            Code::NO_ENTRY => ptr::null_mut(),
+            code => return Err(Failure::of(code)),
+        };
+        Ok(Headers {
+            list,
             next: 0,
             message: PhantomData,
-        }
+        })
     }
 }
 

@@ -2,18 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use everlog_common::Millis;
 use iceberg::NamespaceIdent;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use reqwest::Method;
-use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use reqwest::header::{DATE, HeaderMap, HeaderName, HeaderValue};
 use serde::Serialize;
 use uuid::Uuid;
 
 use super::super::CatalogError;
 use super::super::properties::{duration, optional, required, wrong};
+use super::super::server_time::ServerTime;
 use super::auth::Auth;
 use super::protocol::{self, Config, ErrorBody};
 
@@ -44,6 +46,7 @@ pub(super) struct Client {
     separator: String,
     /// Whether the server recognises repeated requests.
     idempotency: bool,
+    time: ServerTime,
 }
 
 impl Debug for Client {
@@ -281,8 +284,14 @@ impl Client {
             base: format!("{uri}/v1"),
             separator,
             idempotency: false,
+            time: ServerTime::default(),
             properties,
         })
+    }
+
+    /// What time it is at the server, as far as it told.
+    pub(super) fn server_time(&self) -> Option<Millis> {
+        self.time.at(Instant::now())
     }
 
     pub(super) fn properties(&self) -> &BTreeMap<String, String> {
@@ -339,7 +348,12 @@ impl Client {
             builder = builder.header("idempotency-key", idempotency_header(key, sent).to_string());
         }
         match builder.send().await {
-            Ok(response) => read_answer(response).await,
+            Ok(response) => {
+                if let Some(Ok(date)) = response.headers().get(DATE).map(HeaderValue::to_str) {
+                    self.time.saw_date(Instant::now(), date);
+                }
+                read_answer(response).await
+            }
             Err(error) if error.is_builder() => Answer::NotSent(CatalogError::Refused {
                 what: request.what.to_owned(),
                 message: "no valid request".into(),

@@ -1,8 +1,9 @@
 //! The statements, for both databases, and what their errors mean.
 
 use std::str::FromStr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use everlog_common::Millis;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgQueryResult};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteQueryResult,
@@ -11,6 +12,7 @@ use sqlx::sqlite::{
 use sqlx::{PgPool, SqlitePool};
 
 use super::super::properties::wrong;
+use super::super::server_time::ServerTime;
 use super::super::{CatalogError, Make};
 
 /// Connections of one catalog object. Its users commit one after the other; a few more read.
@@ -57,6 +59,7 @@ pub(super) struct Database {
     limit: Duration,
     /// Databases made by older programs have no `iceberg_type` column, and no views.
     has_type: bool,
+    time: ServerTime,
 }
 
 /// Runs one statement on a connection of its own. `$conn` is bound to it inside `$run`.
@@ -263,6 +266,7 @@ impl Database {
             name: name.to_owned(),
             limit,
             has_type: true,
+            time: ServerTime::default(),
         };
         database.make_tables().await?;
         database.has_type = database.find_type_column().await?;
@@ -387,20 +391,29 @@ impl Database {
         namespace: &str,
         table: &str,
     ) -> Result<Option<Row>, CatalogError> {
+        // SQLite is this very machine
+        let time = match self.pool {
+            Pool::Sqlite(_) => "CAST(NULL AS INTEGER)",
+            Pool::Postgres(_) => "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)",
+        };
         let sql = format!(
-            "SELECT metadata_location FROM iceberg_tables \
+            "SELECT metadata_location, {time} FROM iceberg_tables \
              WHERE catalog_name = $1 AND table_namespace = $2 AND table_name = $3{}",
             self.only_tables()
         );
         let what = || format!("load {namespace}.{table}");
         let found = statement!(self, what(), |conn| {
-            sqlx::query_scalar::<_, Option<String>>(&sql)
+            sqlx::query_as::<_, (Option<String>, Option<i64>)>(&sql)
                 .bind(self.name.clone())
                 .bind(namespace.to_owned())
                 .bind(table.to_owned())
                 .fetch_optional(conn)
         });
-        match found.map_err(Failure::into_error)? {
+        let found = found.map_err(Failure::into_error)?;
+        if let Some((_, Some(time))) = found {
+            self.time.saw(Instant::now(), Millis(time));
+        }
+        match found.map(|(location, _)| location) {
             None => Ok(None),
             Some(Some(metadata_location)) => Ok(Some(Row { metadata_location })),
             Some(None) => Err(CatalogError::Unreadable {
@@ -408,6 +421,11 @@ impl Database {
                 source: "its row names no metadata".into(),
             }),
         }
+    }
+
+    /// What time it is at the server, as far as it told.
+    pub(super) fn server_time(&self) -> Option<Millis> {
+        self.time.at(Instant::now())
     }
 
     pub(super) async fn insert(&self, namespace: &str, table: &str, location: &str) -> Swap {

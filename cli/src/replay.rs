@@ -17,6 +17,7 @@ use everlog_replayer::session::{Session, SessionError, SessionOptions, Step, Sum
 use everlog_replayer::{Components, Progress, ReplayError};
 use everlog_table::snapshot::{LeaseMode, SnapshotSelector};
 use indicatif::{ProgressBar, ProgressStyle};
+use tokio::task::JoinSet;
 use tracing::info;
 
 use crate::components;
@@ -295,7 +296,7 @@ struct View {
     drawn: Option<Instant>,
     shown: Arc<Mutex<Option<(Instant, Progress)>>>,
     /// Says so where nothing comes any more.
-    ticker: Option<tokio::task::JoinHandle<()>>,
+    ticker: JoinSet<()>,
 }
 
 /// Between two changes of the bar.
@@ -312,9 +313,10 @@ impl View {
             bar
         });
         let shown = Arc::default();
-        let ticker = bar
-            .as_ref()
-            .map(|bar| tokio::spawn(say_when_quiet(bar.clone(), Arc::clone(&shown))));
+        let mut ticker = JoinSet::new();
+        if let Some(bar) = &bar {
+            ticker.spawn(say_when_quiet(bar.clone(), Arc::clone(&shown)));
+        }
         Self {
             bar,
             has_end: None,
@@ -367,9 +369,7 @@ impl View {
     }
 
     fn clear(&mut self) {
-        if let Some(ticker) = self.ticker.take() {
-            ticker.abort();
-        }
+        self.ticker.abort_all();
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
@@ -477,7 +477,7 @@ mod tests {
             events: 200,
             drawn: None,
             shown: Arc::default(),
-            ticker: None,
+            ticker: JoinSet::new(),
         };
         let summary = Summary {
             events: 500,

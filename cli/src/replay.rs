@@ -464,7 +464,7 @@ mod tests {
         );
         assert_eq!(
             message(&progress, Some(Duration::from_secs(7))),
-            "1,234,567 events  nothing for 7 s  archive  at 1970-01-01T00:00:00.000Z"
+            "1,234,567 events  nothing for 7.0 s  archive  at 1970-01-01T00:00:00.000Z"
         );
     }
 

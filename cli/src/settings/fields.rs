@@ -198,7 +198,7 @@ pub(crate) const FIELDS: &[Field] = &[
         kind: Kind::List,
         absent: Absent::Required("by `everlog archive`"),
         example: "[\"clickstream.raw\", \"^orders\\\\..*\"]",
-        what: "The topics to archive: names, or regular expressions that begin with `^`. Topics that appear later are found while it runs.",
+        what: "The topics to archive: names, or regular expressions that begin with `^`, in the language of Rust's `regex` crate, with a group too; Kafka's internal topics never match. Topics that appear later are found while it runs.",
         too_small: "",
         too_large: "An expression that matches more than meant makes a table for each match.",
     },

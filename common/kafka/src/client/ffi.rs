@@ -15,12 +15,13 @@ use std::fmt;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka_sys as sys;
 use sys::rd_kafka_resp_err_t as Known;
 
 use self::code::{code_of, numbered};
+use super::brokerless::Brokerless;
 use super::log_lines::LogLines;
 
 pub(super) mod admin;
@@ -130,6 +131,9 @@ pub(super) struct Callbacks {
 pub(super) struct Client {
     rk: NonNull<sys::rd_kafka_t>,
     callbacks: Arc<Callbacks>,
+    /// The brokers that the properties name.
+    bootstrap: CString,
+    brokerless: Mutex<Brokerless>,
 }
 
 // SAFETY: librdkafka documents rd_kafka_t as completely thread-safe.
@@ -279,6 +283,11 @@ impl Client {
     /// A consumer client from librdkafka's properties. Connects in the background.
     pub(super) fn new(properties: &BTreeMap<String, String>) -> Result<Arc<Self>, Failure> {
         let callbacks = Arc::new(Callbacks::default());
+        // both set the same, and the one that is set last counts
+        let bootstrap = properties
+            .get("metadata.broker.list")
+            .or_else(|| properties.get("bootstrap.servers"));
+        let bootstrap = c_string(bootstrap.map_or("", String::as_str))?;
         let mut text = [0 as c_char; ERROR_TEXT_BYTES];
         // SAFETY: conf is made here and either passed on to rd_kafka_new, which owns it on success, or destroyed here;
         // the opaque is kept alive by `callbacks` beyond rd_kafka_destroy; the text buffer outlives the calls.
@@ -306,7 +315,12 @@ impl Client {
                     text: owned(text.as_ptr()),
                 });
             };
-            Ok(Arc::new(Self { rk, callbacks }))
+            Ok(Arc::new(Self {
+                rk,
+                callbacks,
+                bootstrap,
+                brokerless: Mutex::default(),
+            }))
         }
     }
 
@@ -441,7 +455,7 @@ impl Client {
         if begun.is_err() {
             return false;
         }
-        let started = std::time::Instant::now();
+        let started = Instant::now();
         // SAFETY: rk and the queue are valid; callbacks are the ones above.
         unsafe {
             while sys::rd_kafka_consumer_closed(self.ptr()) == 0 {
@@ -452,6 +466,36 @@ impl Client {
             }
         }
         true
+    }
+
+    /// Brings a client back that lost its last broker and would be silent for ever (see [`super::brokerless`]). Cheap; to be
+    /// called now and then.
+    pub(super) fn keep_a_broker(&self) {
+        let known = self.known_brokers();
+        let lost = self
+            .brokerless
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_lost(known, Instant::now());
+        if lost {
+            // SAFETY: rk is valid; librdkafka copies the string.
+            let added = unsafe { sys::rd_kafka_brokers_add(self.ptr(), self.bootstrap.as_ptr()) };
+            tracing::info!(
+                added,
+                "the client knows no broker of the cluster: it starts again from the configured ones"
+            );
+        }
+    }
+
+    /// How many brokers metadata named that are not gone since.
+    fn known_brokers(&self) -> usize {
+        let mut count = 0;
+        // SAFETY: rk is valid; the ids are ours (or null) and freed once, unread.
+        unsafe {
+            let ids = sys::rd_kafka_brokers_learned_ids(self.ptr(), &raw mut count);
+            sys::rd_kafka_mem_free(self.ptr(), ids.cast());
+        }
+        count
     }
 
     /// The cluster's id as the last metadata said it.

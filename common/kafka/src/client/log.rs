@@ -120,10 +120,14 @@ impl Inner {
         classify::request(what, failure, self.client.log().last_error())
     }
 
+    /// Every request but those about epochs begins with one of these.
     fn metadata(&self, what: &str, all: bool) -> Result<ClusterMetadata, LogError> {
-        self.client
-            .metadata(all, self.timeout())
-            .map_err(|e| self.error(what, &e))
+        self.client.keep_a_broker();
+        self.client.metadata(all, self.timeout()).map_err(|e| {
+            // for the next one: it may have waited in vain for a broker
+            self.client.keep_a_broker();
+            self.error(what, &e)
+        })
     }
 
     fn cluster_id(&self) -> Result<Option<String>, LogError> {

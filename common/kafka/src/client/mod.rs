@@ -21,10 +21,13 @@
 //!   not read them, and a record without its headers would be another one.
 //! - A topic that is deleted, or that may not be described any more, is silence to a reader that is alone; [`Log`](crate::Log)'s
 //!   answers say it.
+//! - A client that is told of no broker at all (a cluster of one, fenced after a pause) may be silent for ever. After 10 s it is
+//!   given the configured brokers again; see `brokerless`.
 //! - A batch that fails its CRC is a [`PartitionFault::Corrupt`](crate::PartitionFault::Corrupt) when it comes first in a
 //!   response. Further behind, librdkafka 2.12.1 computes a wrong place to go on (`rd_kafka_buf_skip_to` in
 //!   `rd_kafka_msgset_reader_v2`) and ends the *process* by an assertion. Nothing wrong is ever delivered.
 
+mod brokerless;
 mod classify;
 mod ffi;
 mod log;

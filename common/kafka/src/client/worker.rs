@@ -27,8 +27,8 @@ const TICK: Duration = Duration::from_millis(50);
 const LEAVE_LIMIT: Duration = Duration::from_secs(8);
 /// Telling the client to check epochs takes at most so long (the checks themselves go on behind).
 const CHECK_LIMIT: Duration = Duration::from_secs(5);
-/// The fatal error of a client is asked for so often.
-const FATAL_CHECK: Duration = Duration::from_secs(1);
+/// The client is asked for its fatal error and its brokers so often.
+const CLIENT_CHECK: Duration = Duration::from_secs(1);
 
 /// A rebalance that waits for the caller's answer.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ pub(super) struct Worker {
     deferred: VecDeque<Request>,
     /// For the estimate of what the client's queue holds.
     message_bytes: usize,
-    fatal_checked: Instant,
+    client_checked: Instant,
     repeated: u64,
 }
 
@@ -79,7 +79,7 @@ impl Worker {
             pending: VecDeque::new(),
             deferred: VecDeque::new(),
             message_bytes: 0,
-            fatal_checked: Instant::now(),
+            client_checked: Instant::now(),
             repeated: 0,
         };
         if let Membership::Group { topics, .. } = &worker.options.membership
@@ -107,7 +107,7 @@ impl Worker {
             if self.shared.stop.load(Ordering::SeqCst) {
                 return "the reader was closed".into();
             }
-            if let Some(fatal) = self.fatal() {
+            if let Some(fatal) = self.look_after_the_client() {
                 return fatal;
             }
             self.serve_group();
@@ -121,11 +121,13 @@ impl Worker {
         }
     }
 
-    fn fatal(&mut self) -> Option<String> {
-        if self.fatal_checked.elapsed() < FATAL_CHECK {
+    /// The error that ended it for good, if any.
+    fn look_after_the_client(&mut self) -> Option<String> {
+        if self.client_checked.elapsed() < CLIENT_CHECK {
             return None;
         }
-        self.fatal_checked = Instant::now();
+        self.client_checked = Instant::now();
+        self.client.keep_a_broker();
         self.client.fatal()
     }
 

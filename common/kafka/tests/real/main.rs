@@ -5,6 +5,7 @@
     reason = "helpers of tests fail their test"
 )]
 
+mod brokerless;
 mod cluster;
 mod disturbed;
 mod groups;

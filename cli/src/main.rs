@@ -43,13 +43,14 @@ use telemetry::LogFormat;
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// Few arenas, since columns are made by one thread and dropped by another, and what is free goes back soon: a replay and
-/// an archiver then take what their budgets say. `MALLOC_CONF` in the environment goes before.
+/// One arena, since columns are made by one thread and dropped by another, and what is free goes back soon: a replay and
+/// an archiver then take what their budgets say. In huge pages where the kernel has them: columns are made and dropped at
+/// gigabytes a second, and each small page of them would be a fault. `MALLOC_CONF` in the environment goes before.
 #[allow(unsafe_code, reason = "the allocator looks for a symbol of this name")]
 // SAFETY: the type is a thin pointer to a text that ends with a zero, as the allocator expects.
 #[unsafe(export_name = "malloc_conf")]
-static ALLOCATOR_OPTIONS: &[u8; 90] =
-    b"narenas:2,oversize_threshold:0,dirty_decay_ms:100,muzzy_decay_ms:0,background_thread:true\0";
+static ALLOCATOR_OPTIONS: &[u8; 101] =
+    b"narenas:1,thp:always,oversize_threshold:0,dirty_decay_ms:100,muzzy_decay_ms:0,background_thread:true\0";
 
 /// Kafka and Iceberg as one log: archive every record exactly once, replay it, go on live
 #[derive(Debug, Parser)]

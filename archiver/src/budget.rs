@@ -10,9 +10,9 @@
 //! after it was told to stop; and the process itself with its allocator. One record that is larger than everything
 //! still passes: what stops is the *next* poll.
 
-/// The share of memory that encoding and uploading files may take beside the rows themselves: one file's pages and
-/// the parts on their way, for each of the encoders.
-const ENCODING_BYTES: usize = 48 << 20;
+/// The share of memory that encoding and uploading files may take beside the rows themselves: for each thread that encodes a
+/// row group, once as its pages and once as it goes out, and the parts on their way. Rows that do not compress take it all.
+const ENCODING_BYTES: usize = 112 << 20;
 
 /// What the process takes beside rows: partitions, their positions and metrics, the client's threads, and what the allocator
 /// cannot give back.

@@ -280,10 +280,18 @@ impl StatusHandle {
 
     /// A round of maintenance ended, and left files that nothing needs, or did not.
     pub(crate) fn maintained(&self, topic: &TopicName, held_back: bool) {
-        self.metrics()
-            .maintenance_held_back
-            .get_or_create(&TopicLabels::from(topic))
-            .set(i64::from(held_back));
+        // a round may end after its topic was given away
+        let is_ours = self
+            .lock()
+            .topics
+            .get(topic)
+            .is_some_and(|t| t.failure.is_none());
+        if is_ours {
+            self.metrics()
+                .maintenance_held_back
+                .get_or_create(&TopicLabels::from(topic))
+                .set(i64::from(held_back));
+        }
     }
 
     pub(crate) fn count_commit(&self, topic: &TopicName, outcome: &'static str) {
@@ -381,6 +389,9 @@ impl StatusHandle {
                 .topic_stopped
                 .get_or_create(&StoppedLabels::new(&failure.topic, failure.kind.as_str()))
                 .set(1);
+            self.metrics()
+                .maintenance_held_back
+                .remove(&TopicLabels::from(&failure.topic));
             let topic = state.topics.entry(failure.topic.clone()).or_default();
             topic.failure = Some(failure.clone());
             topic.hold = None;
@@ -418,6 +429,9 @@ impl StatusHandle {
             self.forget(&TopicPartition::new(topic.clone(), partition));
         }
         let failure = self.lock().topics.remove(topic).and_then(|t| t.failure);
+        self.metrics()
+            .maintenance_held_back
+            .remove(&TopicLabels::from(topic));
         if let Some(failure) = failure {
             self.metrics()
                 .topic_stopped

@@ -347,7 +347,7 @@ impl View {
         if self.has_end != Some(has_end) {
             self.has_end = Some(has_end);
             let template = if has_end {
-                "{bar:24} {percent:>3}%  {wide_msg}"
+                "{bar:12} {percent:>3}%  {wide_msg}"
             } else {
                 "{spinner} {wide_msg}"
             };
@@ -418,13 +418,14 @@ fn message(progress: &Progress, quiet: Option<Duration>) -> String {
             Source::Live => "live",
         }
     );
-    if let Some(time) = progress.time {
-        message.push_str("  at ");
-        message.push_str(&text::time(time));
-    }
     if let Some(left) = progress.left.filter(|_| quiet.is_none()) {
         message.push_str("  ETA ");
         message.push_str(&text::duration(left));
+    }
+    // last: a narrow terminal cuts it off
+    if let Some(time) = progress.time {
+        message.push_str("  at ");
+        message.push_str(&text::time(time));
     }
     message
 }
@@ -460,7 +461,7 @@ mod tests {
         };
         assert_eq!(
             message(&progress, None),
-            "1,234,567 events  345,000/s  archive  at 1970-01-01T00:00:00.000Z  ETA 12 s"
+            "1,234,567 events  345,000/s  archive  ETA 12 s  at 1970-01-01T00:00:00.000Z"
         );
         assert_eq!(
             message(&progress, Some(Duration::from_secs(7))),

@@ -80,27 +80,34 @@ impl Pipeline {
     async fn on_prepare_failure(&mut self, name: &TopicName, failure: PrepareFailure) {
         let now = self.now();
         let why = one_line(&failure);
-        let tries = self.topics.get(name).map_or(0, |t| t.backoff.failures());
-        let was_open = self.topics.get(name).is_some_and(|t| t.table.is_some());
-        let stop = match &failure {
+        let was_open = self.opened.contains(name);
+        // what may pass, and how often in a row it is waited out
+        let (stop, patience) = match &failure {
             PrepareFailure::Log(LogError::Denied { .. }) => {
-                (tries >= DENIALS_MAX).then_some(FailureKind::Denied)
+                (Some(FailureKind::Denied), DENIALS_MAX)
             }
             // what was allowed before may be allowed again; what never was is a setting to be told of at once
             PrepareFailure::Archive(error)
                 if was_open && error.kind() == ArchiveErrorKind::Denied =>
             {
-                (tries >= DENIALS_MAX).then_some(FailureKind::Denied)
+                (Some(FailureKind::Denied), DENIALS_MAX)
             }
-            PrepareFailure::Log(LogError::Invalid { .. }) => Some(FailureKind::Configuration),
+            PrepareFailure::Log(LogError::Invalid { .. }) => (Some(FailureKind::Configuration), 1),
             PrepareFailure::Refused(TopicRefusal::EndedGeneration { .. }) => {
-                (tries >= STALE_MAX).then_some(FailureKind::Other)
+                (Some(FailureKind::Other), STALE_MAX)
             }
-            PrepareFailure::Refused(_) => Some(FailureKind::Configuration),
-            PrepareFailure::Archive(error) => FailureKind::of_archive(error),
-            PrepareFailure::Log(_) | PrepareFailure::Gone | PrepareFailure::Unsettled => None,
+            PrepareFailure::Refused(_) => (Some(FailureKind::Configuration), 1),
+            PrepareFailure::Archive(error) => (FailureKind::of_archive(error), 1),
+            PrepareFailure::Log(_) | PrepareFailure::Gone | PrepareFailure::Unsettled => (None, 1),
         };
-        if let Some(kind) = stop {
+        let is_believed = self.topics.get_mut(name).is_none_or(|topic| match stop {
+            Some(kind) => topic.refusals.count(kind) >= patience,
+            None => {
+                topic.refusals.end();
+                false
+            }
+        });
+        if let Some(kind) = stop.filter(|_| is_believed) {
             self.fail_topic(name, kind, why).await;
             return;
         }
@@ -117,6 +124,7 @@ impl Pipeline {
 
     async fn on_facts(&mut self, name: &TopicName, prepared: Prepared) {
         self.status.release(name);
+        self.opened.insert(name.clone());
         let is_other = self.topics.get(name).is_some_and(|t| {
             t.identity
                 .as_ref()
@@ -130,6 +138,7 @@ impl Pipeline {
             return;
         };
         topic.backoff.reset();
+        topic.refusals.end();
         if let (Some(caught_up), Some(ends)) = (&mut self.caught_up, &prepared.ends) {
             caught_up.renew(name, &prepared.identity, ends);
         }

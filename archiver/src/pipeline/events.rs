@@ -361,7 +361,10 @@ impl Pipeline {
                     && !part.is_stopped()
                 {
                     part.state = PartState::Wanted;
-                    part.retry_at = now + wait;
+                    // one that is being given back stays for ever
+                    if part.retry_at != Duration::MAX {
+                        part.retry_at = now + wait;
+                    }
                 }
             }
             topic.recount(now);

@@ -136,6 +136,8 @@ pub(crate) struct Pipeline {
     is_full: bool,
     /// The group has said once what this member has.
     was_assigned: bool,
+    /// Whose tables this process has opened before: a member of a group may give a topic away and get it again.
+    opened: BTreeSet<TopicName>,
     /// Something happened that timers and jobs have to see at once.
     is_due: bool,
     ticked_at: Duration,
@@ -208,6 +210,7 @@ pub(crate) async fn run(
         phase: Phase::Running,
         is_full: false,
         was_assigned: false,
+        opened: BTreeSet::new(),
         is_due: true,
         ticked_at: now,
         questions: VecDeque::new(),

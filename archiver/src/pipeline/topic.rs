@@ -37,6 +37,8 @@ pub(super) struct Topic {
     pub(super) era_seen: u64,
     pub(super) retry_at: Duration,
     pub(super) backoff: Backoff,
+    /// What recovery was refused, and by nothing else in between.
+    pub(super) refusals: Streak,
     pub(super) next_commit: Duration,
     /// Commit what there is as soon as nothing else runs.
     pub(super) flush: bool,
@@ -49,6 +51,27 @@ pub(super) struct Topic {
     pub(super) is_paused: bool,
     pub(super) failure: Option<Failure>,
     pub(super) missing_since: Option<Duration>,
+}
+
+/// How often the same thing went wrong in a row.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Streak(Option<(FailureKind, u32)>);
+
+impl Streak {
+    /// Once more; how often by now.
+    pub(super) fn count(&mut self, kind: FailureKind) -> u32 {
+        let before = match self.0 {
+            Some((last, count)) if last == kind => count,
+            _ => 0,
+        };
+        self.0 = Some((kind, before.saturating_add(1)));
+        before.saturating_add(1)
+    }
+
+    /// Something else happened.
+    pub(super) const fn end(&mut self) {
+        self.0 = None;
+    }
 }
 
 /// What runs for a table.
@@ -68,7 +91,7 @@ pub(super) struct Part {
     /// The reader's faults in a row.
     pub(super) faults: Backoff,
     /// How many of them were of this kind, without another one in between.
-    pub(super) same_fault: Option<(FailureKind, u32)>,
+    pub(super) same_fault: Streak,
     /// How often in a row the brokers had no answer that it could be recovered from.
     pub(super) retries: Backoff,
     /// How often in a row nobody answered when the logs were looked at.
@@ -132,24 +155,19 @@ impl Part {
 
     /// Counts a fault of the reader; true where so many of its kind in a row are believed.
     pub(super) fn is_believed(&mut self, kind: FailureKind, needed: u32) -> bool {
-        let before = match self.same_fault {
-            Some((last, count)) if last == kind => count,
-            _ => 0,
-        };
-        self.same_fault = Some((kind, before.saturating_add(1)));
-        before.saturating_add(1) >= needed
+        self.same_fault.count(kind) >= needed
     }
 
     /// The reader had a fault that means nothing by itself.
     pub(super) const fn other_fault(&mut self) {
-        self.same_fault = None;
+        self.same_fault.end();
     }
 
     /// It was read and committed: what was wrong before is over.
     pub(super) fn is_well(&mut self) {
         self.faults.reset();
         self.retries.reset();
-        self.same_fault = None;
+        self.same_fault.end();
     }
 
     /// How long the stable end has stood still before records that nobody may read yet: zero where it has not.

@@ -261,7 +261,14 @@ impl MemoryCatalog {
             Some(location) => location.trim_end_matches('/').to_owned(),
             None => metadata::default_location(&self.warehouse, &ident),
         };
-        metadata::check_free(&self.storage, &ident, &location).await?;
+        if let Err(error) = metadata::check_free(&self.storage, &ident, &location).await {
+            // somebody else may have made this very table meanwhile, and filled it
+            return if self.pointer(&ident).is_some() {
+                Ok(CreateReply::Exists)
+            } else {
+                Err(error)
+            };
+        }
         let metadata = metadata::first(table, location, self.ids.uuid())?;
         let metadata = self.stamp(&metadata, 0)?;
         let metadata_location = metadata::next_location(&metadata, None, self.ids.uuid());

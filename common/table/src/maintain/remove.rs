@@ -146,14 +146,19 @@ impl Archive {
             report.held_back = Some(reason);
             return Ok(());
         }
+        let metadata_folder = metadata_folder(&table.metadata);
         let mut listed = Vec::new();
         let mut newest = Millis(0);
-        let mut listing = self.listing(&metadata_folder(&table.metadata))?;
+        let mut listing = self.listing(&metadata_folder)?;
         while let Some(object) = listing.next().await {
             let object = object.map_err(|source| self.cannot_list(source))?;
             newest = newest.max(object.last_modified);
             listed.push(object);
         }
+        // where the listing of metadata shows data, too, nothing may go before it is known what data is needed
+        let search_data = search_data
+            || holds_data(&table.metadata, &metadata_folder)
+            || listed.iter().any(|object| is_data(&object.uri));
         // G4: the newest object bounds the store's time from below.
         let now = self.deps().clock.now().min(newest);
         let grace = settings.expired_grace.max(EXPIRED_GRACE_MIN);
@@ -755,6 +760,23 @@ fn data_folders(metadata: &TableMetadata) -> (Vec<String>, Option<String>) {
     } else {
         (vec![plain], Some(configured))
     }
+}
+
+/// Whether data files lie in the metadata folder or below it, by what the table says of itself
+/// (`write.metadata.path` may be any folder, the table's own location as well).
+fn holds_data(metadata: &TableMetadata, metadata_folder: &str) -> bool {
+    let (folders, elsewhere) = data_folders(metadata);
+    let plain = |folder: &str| path_of(folder).trim_end_matches('/').to_owned();
+    folders
+        .iter()
+        .chain(&elsewhere)
+        .any(|folder| plain(folder) == plain(metadata_folder) || is_below(folder, metadata_folder))
+}
+
+/// Whether a name is one of a data file (Avro is what manifests are, too).
+fn is_data(uri: &str) -> bool {
+    let extension = uri.rsplit_once('.').map(|(_, extension)| extension);
+    extension.is_some_and(|e| e.eq_ignore_ascii_case("parquet") || e.eq_ignore_ascii_case("orc"))
 }
 
 fn need_statistics(metadata: &TableMetadata, needed: &mut Needed) {

@@ -386,6 +386,46 @@ async fn a_folder_that_does_not_show_the_tables_own_files_is_left_alone() {
     assert_eq!(metadata(rig.objects()), before);
 }
 
+/// `write.metadata.path` may be any folder: where its listing shows data, too, a round that does not look for data must not
+/// take live files for metadata that nothing needs.
+#[tokio::test]
+async fn data_below_the_metadata_folder_is_not_taken_for_metadata() {
+    let rig = Rig::new(85);
+    used_table(&rig).await;
+    let archive = rig.process().await;
+    let location = rig.load().await.metadata.location().to_owned();
+    let storage = archive.storage().await.expect("a store");
+    let live = format!("{location}/data/live.parquet");
+    let bytes = bytes::Bytes::from_static(b"rows");
+    storage.put(&live, bytes).await.expect("stored");
+    let ledger = archive.state().await.expect("a state").ledger;
+    let mut request = rig.request_of(vec![rig.advance(&ledger, 0, 2)]).await;
+    request.files[0] = rig.file_at(&live, request.files[0].ranges.clone()).await;
+    committed(archive.append(request).await);
+    let updates = vec![TableUpdate::SetProperties {
+        updates: [("write.metadata.path".to_owned(), location)].into(),
+    }];
+    let table = rig.load().await;
+    rig.commit(&table, vec![], updates).await;
+    for _ in 0..3 {
+        rig.append(&archive, &[(0, 1)]).await;
+    }
+    rig.stamp_files();
+    rig.clock.advance(HOUR * 30);
+    rig.append(&archive, &[(0, 1)]).await;
+    rig.stamp_files();
+    // the first round looks for data that nothing needs, the ones soon after do not
+    for _ in 0..3 {
+        archive
+            .maintain(&MaintenanceSettings::default())
+            .await
+            .expect("maintained");
+        assert!(storage.exists(&live).await.expect("a store"));
+        rig.check().await;
+        rig.clock.advance(Duration::from_secs(180));
+    }
+}
+
 /// Another catalog on the same warehouse: another `catalog.name`, an address by mistake, a lost database.
 fn other_catalog(rig: &Rig) -> Arc<MemoryCatalog> {
     let store = LocalFileSystem::new_with_prefix(rig.folder.path()).expect("a store");

@@ -20,6 +20,9 @@ use super::sink::Sink;
 use crate::codec::{self, RowContext};
 use crate::files::PartitionRows;
 
+/// More than the footer of a file with one row group takes.
+const FOOTER_BYTES: usize = 64 << 10;
+
 /// Encodes row groups of one table partition.
 pub(super) struct RowGroupEncoder<'a> {
     job: &'a Job,
@@ -137,15 +140,21 @@ impl<'a> RowGroupEncoder<'a> {
 
     /// Finishes the columns. They go through a file in memory, the one way to get at their bytes.
     fn finish(&self, writers: Vec<ArrowColumnWriter>) -> Result<Vec<CheckedChunk>, EncodeError> {
+        let finished: Vec<_> = writers
+            .into_iter()
+            .map(ArrowColumnWriter::close)
+            .collect::<Result<_, _>>()?;
+        // a buffer that grows would hold half as much again for a moment
+        let bytes: u64 = finished.iter().map(|c| c.close().bytes_written).sum();
+        let room = usize::try_from(bytes).unwrap_or(0) + FOOTER_BYTES;
         let mut memory = SerializedFileWriter::new(
-            Vec::new(),
+            Vec::with_capacity(room),
             Arc::clone(&self.schema),
             Arc::clone(&self.properties),
         )?;
         let mut row_group = memory.next_row_group()?;
-        let mut closes = Vec::with_capacity(writers.len());
-        for writer in writers {
-            let chunk = writer.close()?;
+        let mut closes = Vec::with_capacity(finished.len());
+        for chunk in finished {
             closes.push(chunk.close().clone());
             chunk.append_to_row_group(&mut row_group)?;
         }

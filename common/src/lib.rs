@@ -5,11 +5,13 @@
 //! - [`record`]: records as Arrow columns, batches, the running hash
 //! - [`ledger`]: the ledger and its rules, with its stored form
 //! - [`clock`]: injected time and identifiers
+//! - [`compute`]: where work runs that would hold up an async thread
 //!
 //! How we talk to Kafka is `everlog-kafka` (`common/kafka`), how the table stores it all is `everlog-table`
 //! (`common/table`); both build on this crate, which needs neither librdkafka nor Iceberg.
 
 pub mod clock;
+pub mod compute;
 pub mod ledger;
 pub mod position;
 pub mod record;

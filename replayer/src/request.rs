@@ -13,7 +13,7 @@ use std::fmt;
 use std::num::NonZeroU64;
 use std::str::FromStr;
 
-use everlog_common::{Generation, Millis, Offset, Partition, Positions, TopicName};
+use everlog_common::{Generation, Millis, Offset, Partition, Positions, TopicName, compute};
 use everlog_table::snapshot::{LeaseMode, SnapshotSelector};
 
 use crate::handoff::Incarnation;
@@ -195,7 +195,7 @@ impl ReplayRequest {
             incarnation: None,
             resumed_snapshot: None,
             memory_bytes: Self::MEMORY_BYTES,
-            threads: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
+            threads: compute::threads(),
         }
     }
 

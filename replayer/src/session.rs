@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use everlog_common::{Clock, Gap};
+use everlog_common::{Clock, Gap, compute};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -260,7 +260,7 @@ impl Session {
         self.state.incarnation = self.stream.incarnation().cloned();
         if let Some(file) = self.file.as_ref().map(Arc::clone) {
             let state = self.state.clone();
-            let saved = tokio::task::spawn_blocking(move || file.save(&state));
+            let saved = compute::spawn(move || file.save(&state));
             saved
                 .await
                 .map_err(|_| ReplayError::Stopped("saving the positions"))??;

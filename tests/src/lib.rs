@@ -4,6 +4,7 @@
 //! - [`services`]: Kafka, S3 and the Iceberg REST catalog, started by `tests/services/*.sh`, stopped when dropped.
 //! - [`broker`]: topics, producers, and an independent dump of a broker's log (plain polling, nothing of everlog's own
 //!   ingest).
+//! - [`checker`]: a history, and which promise it breaks.
 //! - [`crashing`]: the places where tests kill the binary.
 //! - [`engines`]: the tables as pyiceberg and DuckDB see them.
 //! - [`everlog`]: the binary, its configuration and its output.
@@ -14,6 +15,7 @@
 #![allow(clippy::panic, reason = "a harness fails its test by panicking")]
 
 pub mod broker;
+pub mod checker;
 pub mod compare;
 pub mod crashing;
 pub mod engines;

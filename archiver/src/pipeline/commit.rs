@@ -20,7 +20,7 @@ use std::time::Duration;
 use everlog_common::ledger::Refusal;
 use everlog_common::{
     Advance, GapReason, Generation, Identity, Ledger, LogBounds, Millis, Offset, Partition,
-    Segment, TopicName, TopicPartition,
+    Segment, TopicName, TopicPartition, compute,
 };
 use everlog_kafka::{Isolation, Log, LogError};
 use everlog_table::archive::{
@@ -416,7 +416,7 @@ impl Job {
         let _permit = self.encoders.acquire().await;
         let seal = |cut: &Cut| {
             let cut = cut.clone();
-            tokio::task::spawn_blocking(move || cut.seal().map(|hash| (cut.partition(), hash)))
+            compute::spawn(move || cut.seal().map(|hash| (cut.partition(), hash)))
         };
         futures::stream::iter(self.cuts.iter().map(seal))
             .buffer_unordered(SEALERS)

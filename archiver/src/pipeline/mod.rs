@@ -28,7 +28,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use everlog_common::{Gap, Offset, TopicName, TopicPartition};
+use everlog_common::{Gap, Offset, TopicName, TopicPartition, compute};
 use everlog_kafka::{LogError, LogReader, Membership, ReaderOptions};
 use everlog_table::archive::ArchiveDeps;
 use everlog_table::writer::SpareThreads;
@@ -98,8 +98,7 @@ const FENCES_MAX: u32 = 20;
 
 /// One for each core beyond the first: the reader needs some of them, and takes it by being scheduled.
 fn spare_threads() -> usize {
-    std::thread::available_parallelism()
-        .map_or(1, usize::from)
+    compute::threads()
         .saturating_sub(1)
         .clamp(1, SPARE_THREADS_MAX)
 }

@@ -504,7 +504,7 @@ async fn blocking<T: Send + 'static>(bytes: usize, work: impl FnOnce() -> T + Se
     if bytes < BLOCKING_BYTES {
         return work();
     }
-    match tokio::task::spawn_blocking(work).await {
+    match everlog_common::compute::spawn(work).await {
         Ok(done) => done,
         // The work cannot be cancelled, so its panic is the only way here, and goes on in us.
         Err(error) => std::panic::resume_unwind(error.into_panic()),

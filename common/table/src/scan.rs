@@ -15,7 +15,7 @@ mod decode;
 mod guard;
 mod open;
 
-use everlog_common::{EventColumns, Generation, Partition, TopicName};
+use everlog_common::{EventColumns, Generation, Partition, TopicName, compute};
 use parquet::arrow::arrow_reader::ArrowReaderMetadata;
 use parquet::errors::ParquetError;
 use tokio::sync::mpsc;
@@ -218,9 +218,9 @@ pub async fn open_row_group(
         return Err(wrong(format!("it has no row group {row_group}")));
     }
     let fetched = fetch(storage, file, footer, row_group, topic).await?;
-    let (sender, batches) = mpsc::channel(BATCHES_AHEAD);
-    let decoder = tokio::task::spawn_blocking(move || {
-        decode::run(&fetched, &mut |runs| sender.blocking_send(runs).is_ok())
+    let (sender, batches) = compute::channel(BATCHES_AHEAD);
+    let decoder = compute::spawn(move || {
+        decode::run(&fetched, &mut |runs| compute::send(&sender, runs).is_ok())
     });
     Ok(RowGroupReader {
         path: file.path.clone(),

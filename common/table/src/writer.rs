@@ -24,7 +24,7 @@ mod settings;
 mod sink;
 mod threads;
 
-use everlog_common::{Ids, Millis, TopicName};
+use everlog_common::{Ids, Millis, TopicName, compute};
 use iceberg::spec::TableMetadata;
 use tokio::sync::mpsc;
 
@@ -174,8 +174,8 @@ pub async fn write_files(
         groups,
         spare: request.spare.clone(),
     };
-    let (sender, receiver) = mpsc::channel(PIECES_IN_FLIGHT);
-    let encoder = tokio::task::spawn_blocking(move || encode::run(&job, &sender));
+    let (sender, receiver) = compute::channel(PIECES_IN_FLIGHT);
+    let encoder = compute::spawn(move || encode::run(&job, &sender));
     let mut store = Store {
         storage: &request.storage,
         metadata,

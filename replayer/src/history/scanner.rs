@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use everlog_common::{EventColumns, Generation, Partition};
+use everlog_common::{EventColumns, Generation, Partition, compute};
 use everlog_table::files::PlannedFile;
 use everlog_table::scan::{self, FileFooter, ScanError};
 use everlog_table::storage::StorageErrorKind;
@@ -209,7 +209,7 @@ async fn decode(
             what: format!("row group {group} has {found} rows, its footer says {due}"),
         }));
     }
-    let sorted = tokio::task::spawn_blocking(move || {
+    let sorted = compute::spawn(move || {
         let wanted = runs.into_iter().filter(|r| r.generation == generation);
         let runs = wanted.map(|r| (r.partition, r.columns)).collect();
         sorted_runs(number, runs)

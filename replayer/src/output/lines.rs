@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{Seek as _, SeekFrom, Write};
 use std::path::PathBuf;
 
-use everlog_common::EventBatch;
+use everlog_common::{EventBatch, compute};
 use tokio::task::JoinHandle;
 
 use super::json::{Encoding, JsonLines};
@@ -52,7 +52,7 @@ impl Lines {
             _ => None,
         };
         let resumable = open.resumable;
-        let opened = tokio::task::spawn_blocking(move || open_file(path, saved, resumable));
+        let opened = compute::spawn(move || open_file(path, saved, resumable));
         let sink = opened.await.map_err(|_| OutputError::Stopped)??;
         Ok(Self::new(sink, open.encoding))
     }
@@ -70,7 +70,7 @@ impl Lines {
 
     pub(super) async fn write(&mut self, batch: EventBatch) -> Result<(), OutputError> {
         let mut writer = self.idle().await?;
-        self.job = Some(tokio::task::spawn_blocking(move || {
+        self.job = Some(compute::spawn(move || {
             let written = writer.write(&batch);
             (writer, written)
         }));
@@ -80,7 +80,7 @@ impl Lines {
     /// Flushed; a file is also synced, so that the positions file never knows of bytes that a power cut takes away.
     pub(super) async fn checkpoint(&mut self) -> Result<OutputState, OutputError> {
         let mut writer = self.idle().await?;
-        let flushed = tokio::task::spawn_blocking(move || {
+        let flushed = compute::spawn(move || {
             let state = writer.flush();
             (writer, state)
         });

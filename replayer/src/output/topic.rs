@@ -14,7 +14,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use everlog_common::{EventBatch, EventRef, Partition, Positions, TimestampType, TopicName};
+use everlog_common::{
+    EventBatch, EventRef, Partition, Positions, TimestampType, TopicName, compute,
+};
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::client::{ClientContext, DefaultClientContext};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
@@ -101,7 +103,7 @@ impl TopicOutput {
         open: OpenOutput,
     ) -> Result<(Self, Option<Positions>), OutputError> {
         check_timestamps(&topic, &open.kafka).await?;
-        let opened = tokio::task::spawn_blocking(move || Inner::open(&topic, &open));
+        let opened = compute::spawn(move || Inner::open(&topic, &open));
         let (inner, positions) = opened.await.map_err(|_| OutputError::Stopped)??;
         let inner = Arc::new(inner);
         Ok((Self { inner }, positions))
@@ -112,7 +114,7 @@ impl TopicOutput {
             return Ok(());
         }
         let inner = Arc::clone(&self.inner);
-        tokio::task::spawn_blocking(move || inner.write(&batch))
+        compute::spawn(move || inner.write(&batch))
             .await
             .map_err(|_| OutputError::Stopped)?
     }
@@ -122,7 +124,7 @@ impl TopicOutput {
         positions: &Positions,
     ) -> Result<OutputState, OutputError> {
         let (inner, positions) = (Arc::clone(&self.inner), positions.clone());
-        tokio::task::spawn_blocking(move || {
+        compute::spawn(move || {
             inner.commit(&positions)?;
             Ok(OutputState::Topic {
                 topic: inner.topic.clone(),

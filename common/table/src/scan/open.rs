@@ -47,7 +47,7 @@ pub async fn read_footer(storage: &Storage, file: &PlannedFile) -> Result<FileFo
     }
     let footer = tail.slice(tail.len() - needed..tail.len() - TAIL_LEN);
     let planned = file.clone();
-    let parsed = tokio::task::spawn_blocking(move || parse(&planned, &footer)).await;
+    let parsed = everlog_common::compute::spawn(move || parse(&planned, &footer)).await;
     match parsed {
         Ok(result) => result,
         Err(error) if error.is_panic() => {

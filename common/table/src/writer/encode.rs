@@ -1,7 +1,7 @@
 //! Rows to Parquet, on a thread that may block.
 
 use bytes::Bytes;
-use everlog_common::{Millis, OffsetRange, TopicName};
+use everlog_common::{Millis, OffsetRange, TopicName, compute};
 use parquet::basic::Compression;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::ParquetMetaData;
@@ -74,7 +74,7 @@ fn run_group(
     items: &[PartitionRows],
     pieces: &mpsc::Sender<Piece>,
 ) -> Result<(), EncodeError> {
-    let send = |piece: Piece| pieces.blocking_send(piece).map_err(|_| Gone);
+    let send = |piece: Piece| compute::send(pieces, piece).map_err(|_| Gone);
     let plan = row_groups(items, Limits::ROW_GROUP);
     let Some(first) = plan.first() else {
         return Ok(());

@@ -3,6 +3,7 @@
 use std::io;
 
 use bytes::Bytes;
+use everlog_common::compute;
 use tokio::sync::mpsc;
 
 use super::encode::FinishedFile;
@@ -61,9 +62,7 @@ impl Sink {
             return Ok(());
         }
         let bytes = Bytes::from(std::mem::take(&mut self.buffer));
-        self.pieces
-            .blocking_send(Piece::Bytes(bytes))
-            .map_err(|_| Gone)
+        compute::send(&self.pieces, Piece::Bytes(bytes)).map_err(|_| Gone)
     }
 }
 

@@ -1,0 +1,188 @@
+//! Seeds: those that once failed, and many more.
+//!
+//! By environment: `EVERLOG_SIM_SEED=N` runs one world and shows its trace; `EVERLOG_SIM_SEEDS=N` so many worlds, from
+//! `EVERLOG_SIM_FROM` on (`make sim`).
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use everlog_common::compute::Inline;
+use everlog_sim::plan::Plan;
+use everlog_sim::{Report, run};
+
+/// Worlds that `make test` looks at.
+const SEEDS: u64 = 2_000;
+
+/// Where failed seeds are kept, below the crate.
+const KEPT: &str = "seeds.txt";
+
+fn simulate(plan: Plan, with_lines: bool) -> Report {
+    let _inline = Inline::here();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    let seed = plan.seed;
+    let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        runtime.block_on(run(plan, with_lines))
+    }));
+    match caught {
+        Ok(report) => report,
+        Err(_) => panic!("seed {seed}: the simulation itself panicked; see above"),
+    }
+}
+
+fn variable(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from)
+}
+
+#[derive(Debug, Default)]
+struct Sum {
+    worlds: u64,
+    simulated: Duration,
+    records: u64,
+    states: u64,
+    emitted: u64,
+    gaps: u64,
+    faults: BTreeMap<&'static str, u64>,
+    failed: Vec<Report>,
+}
+
+impl Sum {
+    fn take(&mut self, report: Report) {
+        self.worlds += 1;
+        self.simulated += report.simulated;
+        let counts = &report.outcome.counts;
+        self.records += counts.records;
+        self.states += counts.states;
+        self.emitted += counts.emitted;
+        self.gaps += counts.gaps;
+        for (kind, n) in &counts.faults {
+            *self.faults.entry(kind).or_default() += n;
+        }
+        if !report.outcome.violations.is_empty() {
+            self.failed.push(report);
+        }
+    }
+}
+
+/// Runs these seeds on all cores, each world on one thread; ends early when many have failed.
+fn simulate_all(seeds: &[u64]) -> Sum {
+    let (next, sum) = (AtomicU64::new(0), Mutex::new(Sum::default()));
+    std::thread::scope(|scope| {
+        for _ in 0..threads() {
+            scope.spawn(|| {
+                loop {
+                    let at = usize::try_from(next.fetch_add(1, Ordering::SeqCst)).unwrap();
+                    let Some(seed) = seeds.get(at) else { return };
+                    let report = simulate(Plan::of(*seed), false);
+                    let mut sum = sum.lock().unwrap();
+                    sum.take(report);
+                    if sum.failed.len() >= 20 {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    sum.into_inner().unwrap()
+}
+
+fn report(sum: &Sum, took: Duration) {
+    println!(
+        "{} worlds, {:.1} simulated hours in {:.1} s; {} records, {} catalog states, {} rows replayed, {} gaps",
+        sum.worlds,
+        sum.simulated.as_secs_f64() / 3600.0,
+        took.as_secs_f64(),
+        sum.records,
+        sum.states,
+        sum.emitted,
+        sum.gaps
+    );
+    for (kind, n) in &sum.faults {
+        println!("  {n:>9} {kind}");
+    }
+    for failed in &sum.failed {
+        println!("seed {}: {}", failed.seed, failed.outcome.violations[0]);
+    }
+}
+
+fn assert_holds(sum: &Sum) {
+    let Some(first) = sum.failed.iter().min_by_key(|f| f.seed) else {
+        return;
+    };
+    let all: Vec<u64> = sum.failed.iter().map(|f| f.seed).collect();
+    panic!(
+        "{} worlds break a promise: {all:?}; the first: {}\n  see it again: make sim SEED={}\n  keep it: add it to tests/sim/{KEPT}",
+        all.len(),
+        first.outcome.violations[0],
+        first.seed
+    );
+}
+
+fn kept() -> Vec<u64> {
+    let path: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join(KEPT);
+    let text = std::fs::read_to_string(path).unwrap();
+    text.lines()
+        .filter_map(|line| line.split('#').next()?.trim().parse().ok())
+        .collect()
+}
+
+#[test]
+fn worlds_of_many_seeds_hold_every_promise() {
+    let began = Instant::now();
+    if let Some(seed) = variable("EVERLOG_SIM_SEED") {
+        let plan = Plan::of(seed);
+        println!("{plan:#?}");
+        let one = simulate(plan, true);
+        for line in &one.lines {
+            println!("{line}");
+        }
+        let mut sum = Sum::default();
+        sum.take(one);
+        report(&sum, began.elapsed());
+        return assert_holds(&sum);
+    }
+    let count = variable("EVERLOG_SIM_SEEDS").unwrap_or(SEEDS);
+    let from = variable("EVERLOG_SIM_FROM").unwrap_or(1);
+    let seeds: Vec<u64> = (from..from + count).collect();
+    let sum = simulate_all(&seeds);
+    report(&sum, began.elapsed());
+    assert_holds(&sum);
+}
+
+#[test]
+fn worlds_that_once_failed_hold() {
+    let sum = simulate_all(&kept());
+    assert_holds(&sum);
+}
+
+#[test]
+fn one_seed_gives_one_trace() {
+    for seed in [3, 7, 11, 19, 23, 42, 77, 104, 211, 512] {
+        let first = simulate(Plan::of(seed), true);
+        let second = simulate(Plan::of(seed), true);
+        let differs = first
+            .lines
+            .iter()
+            .zip(&second.lines)
+            .position(|(a, b)| a != b);
+        if let Some(at) = differs {
+            panic!(
+                "seed {seed}: line {at} is\n{}\nand was\n{}\nafter\n{}",
+                second.lines[at],
+                first.lines[at],
+                first.lines[at.saturating_sub(5)..at].join("\n")
+            );
+        }
+        assert_eq!(first, second, "seed {seed}");
+    }
+}

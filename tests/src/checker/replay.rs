@@ -1,0 +1,224 @@
+//! What replays gave, against the log and the archive.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use everlog_common::{Generation, Partition};
+
+use super::log::Brokers;
+use super::table::{Tables, log_of};
+use super::{Emission, Findings, Rule, is_gap};
+
+#[derive(Debug, Default)]
+struct Run {
+    topic: String,
+    /// Per partition, generation and next offset.
+    at: BTreeMap<i32, (u32, i64)>,
+    rows: BTreeMap<(u32, i32), BTreeMap<i64, u64>>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Runs {
+    runs: BTreeMap<u64, Run>,
+}
+
+impl Runs {
+    pub(super) fn open(&mut self, run: u64, topic: String) {
+        let fresh = Run {
+            topic,
+            ..Run::default()
+        };
+        self.runs.insert(run, fresh);
+    }
+
+    pub(super) fn resume(
+        &mut self,
+        run: u64,
+        positions: &BTreeMap<i32, (u32, i64)>,
+        findings: &mut Findings,
+    ) {
+        let Some(state) = self.runs.get_mut(&run) else {
+            return;
+        };
+        for (partition, at) in &state.at {
+            let to = positions.get(partition);
+            findings.check(Rule::R9, to.is_none_or(|to| to <= at), || {
+                format!("run {run} resumes partition {partition} at {to:?}, it had come to {at:?}")
+            });
+        }
+        state.rows.retain(|(_, partition), _| positions.contains_key(partition));
+        for ((generation, partition), rows) in &mut state.rows {
+            if let Some((at, offset)) = positions.get(partition) {
+                rows.retain(|o, _| generation < at || (generation == at && o < offset));
+            }
+        }
+        state.at.clone_from(positions);
+    }
+
+    pub(super) fn take(
+        &mut self,
+        emission: Emission,
+        brokers: &Brokers,
+        tables: &Tables,
+        findings: &mut Findings,
+    ) {
+        let Emission {
+            run,
+            generation,
+            partition,
+            range: (start, end),
+            rows,
+            is_live,
+        } = emission;
+        let Some(state) = self.runs.get_mut(&run) else {
+            findings.broken(Rule::R9, format!("run {run} was never opened"));
+            return;
+        };
+        let topic = state.topic.clone();
+        let name = format!("run {run} of {topic}-{partition} generation {generation}");
+        let nothing = everlog_common::Ledger::default();
+        let ledger = tables.ledger(&topic).unwrap_or(&nothing);
+        let Ok(place) = Partition::new(partition) else {
+            findings.broken(Rule::R9, format!("{name}: there is no such partition"));
+            return;
+        };
+        let gaps = ledger.gaps_of(Generation(generation), place);
+        let entry = ledger.entry(Generation(generation), place).copied();
+
+        // Where it has to begin.
+        match state.at.get(&partition).copied() {
+            Some((at, next)) if at == generation => {
+                findings.check(
+                    Rule::R9,
+                    start == next || (start > next && is_gap(&gaps, next, start)),
+                    || format!("{name}: goes on at {start}, it had come to {next}"),
+                );
+            }
+            Some((at, next)) => {
+                let due = ledger.entry(Generation(at), place).map(|e| e.next.get());
+                findings.check(
+                    Rule::R9,
+                    at < generation && due.is_none_or(|due| due <= next),
+                    || format!("{name}: follows generation {at}, which is archived up to {due:?}, and was given up to {next}"),
+                );
+                begins(&name, start, entry.map(|e| e.first.get()), &gaps, findings);
+            }
+            None => begins(&name, start, entry.map(|e| e.first.get()), &gaps, findings),
+        }
+        state.at.insert(partition, (generation, end));
+
+        // What it has to hold.
+        let log = log_of(ledger, generation, partition)
+            .or_else(|| Some((brokers.current(&topic)?, partition)))
+            .and_then(|id| brokers.log(id));
+        let Some(log) = log else {
+            findings.broken(Rule::R9, format!("{name}: is of no topic that ever was"));
+            return;
+        };
+        let given = state.rows.entry((generation, partition)).or_default();
+        let mut last = None;
+        for (offset, digest) in &rows {
+            findings.check(
+                Rule::R9,
+                last.is_none_or(|last| last < *offset) && (start..end).contains(offset),
+                || format!("{name}: offset {offset} comes after {last:?} in [{start}, {end})"),
+            );
+            last = Some(*offset);
+            let versions = log.versions(*offset);
+            let version = versions.iter().find(|v| v.digest == *digest);
+            findings.check(
+                Rule::R9,
+                version.is_some_and(|v| log.is_committed(v)),
+                || format!("{name}: offset {offset} is no record that a consumer sees"),
+            );
+            if given.insert(*offset, *digest).is_some() {
+                findings.broken(Rule::R9, format!("{name}: offset {offset} comes twice"));
+            }
+        }
+        if is_live {
+            for (offset, version) in log.kept(start, end) {
+                let was_cut = log.cuts.iter().any(|c| offset >= c.end && version.epoch >= c.epoch);
+                findings.check(
+                    Rule::R9,
+                    was_cut || given.contains_key(&offset) || is_gap(&gaps, offset, offset + 1),
+                    || format!("{name}: offset {offset} is left out of [{start}, {end}), live"),
+                );
+            }
+        } else if let Some(archived) = tables.archived(&topic, (generation, partition)) {
+            for (offset, digest) in archived.rows.range(start..end.max(start)) {
+                findings.check(Rule::R9, given.get(offset) == Some(digest), || {
+                    format!("{name}: offset {offset} is archived, and left out of [{start}, {end})")
+                });
+            }
+        }
+    }
+
+    /// R11: a replay of everything holds all that is archived, and all that the log has.
+    pub(super) fn finish(
+        &mut self,
+        run: u64,
+        full: &BTreeSet<i32>,
+        brokers: &Brokers,
+        tables: &Tables,
+        findings: &mut Findings,
+    ) {
+        let Some(state) = self.runs.get(&run) else {
+            return;
+        };
+        let topic = &state.topic;
+        let Some(ledger) = tables.ledger(topic) else {
+            return;
+        };
+        let nothing = BTreeMap::new();
+        for (generation, era) in &ledger.generations {
+            for partition in era.partitions.keys().filter(|p| full.contains(&p.get())) {
+                let key = (generation.0, partition.get());
+                let given = state.rows.get(&key).unwrap_or(&nothing);
+                let archived = tables.archived(topic, key);
+                for (offset, digest) in archived.into_iter().flat_map(|a| &a.rows) {
+                    findings.check(Rule::R11, given.get(offset) == Some(digest), || {
+                        format!("run {run}: {topic}-{partition} generation {generation} offset {offset} is archived, and was not given")
+                    });
+                }
+            }
+        }
+        let Some(topic_id) = brokers.current(topic) else {
+            return;
+        };
+        let generation = ledger
+            .generations
+            .iter()
+            .find(|(_, era)| era.identity.topic_id.map(|id| id.0.as_u128()) == Some(topic_id))
+            .map_or_else(
+                || ledger.newest().map_or(0, |(newest, _)| newest.0 + 1),
+                |(generation, _)| generation.0,
+            );
+        for (partition, log) in brokers.partitions(topic_id) {
+            if !full.contains(&partition) {
+                continue;
+            }
+            let given = state.rows.get(&(generation, partition)).unwrap_or(&nothing);
+            for (offset, version) in log.visible(0, i64::MAX) {
+                findings.check(Rule::R11, given.get(&offset) == Some(&version.digest), || {
+                    format!("run {run}: {topic}-{partition} offset {offset} is in the log, and was not given")
+                });
+            }
+        }
+    }
+}
+
+/// The first batch of a partition in an era begins where archiving did, or behind a gap there.
+fn begins(
+    name: &str,
+    start: i64,
+    first: Option<i64>,
+    gaps: &[everlog_common::Gap],
+    findings: &mut Findings,
+) {
+    if let Some(first) = first {
+        findings.check(
+            Rule::R9,
+            start == first || (start > first && is_gap(gaps, first, start)),
+            || format!("{name}: begins at {start}, the archive begins at {first}"),
+        );
+    }
+}

@@ -4,7 +4,7 @@ SHELL := /bin/bash
 export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 # the points where tests kill the binary; the binaries of `make demo` and of a release are built without
-FEATURES := $(shell grep -qs '^failpoints *=' cli/Cargo.toml && echo --features everlog-cli/failpoints)
+FEATURES := $(shell grep -qs '^failpoints *=' cli/Cargo.toml && echo --features everlog-cli/failpoints,everlog-sim/mutants)
 ARGS ?=
 # a test may end by a panic, and counts things that fit
 IN_TESTS := $(addprefix -A clippy::,unwrap_used get_unwrap panic print_stdout print_stderr cast_possible_truncation cast_possible_wrap \
@@ -12,7 +12,7 @@ IN_TESTS := $(addprefix -A clippy::,unwrap_used get_unwrap panic print_stdout pr
 	unchecked_time_subtraction map_unwrap_or too_many_arguments default_trait_access from_iter_instead_of_collect)
 PORT ?= 29092
 
-.PHONY: help demo test bench lint fmt docs-check services services-stop
+.PHONY: help demo test sim mutants bench lint fmt docs-check services services-stop
 
 help: ## this list
 	@echo "everlog: targets of this Makefile"
@@ -28,6 +28,13 @@ demo: ## the whole story on this machine: archive, kill, replay, handoff, time t
 test: ## every test, on real Kafka, S3 and catalog servers (ARGS="-p everlog-common" for a part)
 	@tests/services/setup.sh
 	@FEATURES="$(FEATURES)" tests/scripts/run_tests.sh $(ARGS)
+
+sim: ## archiver and replayer in simulated worlds (SEED=N: one, with its trace; SEEDS=N FROM=N: many)
+	EVERLOG_SIM_SEED=$(SEED) EVERLOG_SIM_SEEDS=$(SEEDS) EVERLOG_SIM_FROM=$(FROM) \
+		cargo test --workspace --locked $(FEATURES) --test sim -- --nocapture worlds_of_many_seeds
+
+mutants: ## bugs on purpose, and how many simulated worlds it takes to find each (SEEDS=N: at most so many)
+	EVERLOG_SIM_SEEDS=$(SEEDS) cargo test --workspace --locked $(FEATURES) --test sim -- --nocapture every_planted_bug
 
 bench: ## archive and replay rates as ratios, measured on this machine
 	@tests/services/setup.sh

@@ -15,6 +15,7 @@
 //! - Rows are handed on as they came, never copied, except that crumbs are put together so that a thousand quiet
 //!   partitions do not drown in array headers.
 
+use everlog_common::mutants::Mutant;
 use everlog_common::record::RunningHash;
 use everlog_common::{
     Advance, Entry, EventColumns, Generation, Identity, Offset, OffsetRange, Partition, Segment,
@@ -159,6 +160,11 @@ impl Buffer {
         // cannot fail: the end lies beyond the position, which is at or beyond the start
         self.pending.range = OffsetRange::new(start, range.end()).ok();
         self.position = range.end();
+        let columns = if Mutant::RowLost.is_planted() && columns.len() > 3 {
+            columns.slice(0, columns.len() - 1)
+        } else {
+            columns
+        };
         if !columns.is_empty() {
             self.pending.push(columns);
         }
@@ -287,7 +293,10 @@ impl Cut {
             partition: self.partition,
             what,
         };
-        let mut hash = RunningHash::from(self.base.map_or(0, |b| b.hash));
+        let mut hash = RunningHash::from(match self.base {
+            Some(base) if !Mutant::HashFromZero.is_planted() => base.hash,
+            _ => 0,
+        });
         let mut rows = 0_u64;
         // the offset that the next row has to reach at least
         let mut least = self.range.map_or(0, |r| r.start().get());
@@ -324,16 +333,32 @@ impl Cut {
         leader_epoch: Option<i32>,
         hash: u64,
     ) -> Advance {
-        let data = self.range.map(|range| Segment::Data {
+        let range = match (self.range, self.last_row()) {
+            (Some(range), Some(row)) if Mutant::MaxRowPlusOne.is_planted() => {
+                OffsetRange::new(range.start(), row.next()).ok()
+            }
+            (range, _) => range,
+        };
+        let data = range.map(|range| Segment::Data {
             range,
             rows: self.rows,
         });
+        let gap = match self.gap {
+            Some(Segment::Gap {
+                start,
+                end: Some(end),
+                ..
+            }) if Mutant::GapUnrecorded.is_planted() => OffsetRange::new(start, end)
+                .ok()
+                .map(|range| Segment::Data { range, rows: 0 }),
+            gap => gap,
+        };
         Advance {
             generation,
             identity: identity.clone(),
             partition: self.partition,
             base: self.base,
-            segments: self.gap.into_iter().chain(data).collect(),
+            segments: gap.into_iter().chain(data).collect(),
             leader_epoch,
             hash,
         }

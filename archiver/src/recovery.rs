@@ -14,6 +14,7 @@
 //! The same function decides at start-up, at every assignment by a group, after a fence, after a reader's fault and
 //! when a topic was re-created: there is no second opinion anywhere.
 
+use everlog_common::mutants::Mutant;
 use everlog_common::{
     Entry, GapReason, Generation, Identity, Ledger, LogBounds, Millis, Offset, OffsetRange,
     Partition, Segment,
@@ -242,13 +243,25 @@ pub fn partition(facts: PartitionFacts<'_>) -> Decision {
     };
     let Some(entry) = facts.entry.copied() else {
         return Decision::Start(Start {
-            offset: bounds.log_start,
+            offset: if Mutant::StartAtEnd.is_planted() {
+                bounds.end
+            } else {
+                bounds.log_start
+            },
             leader_epoch: None,
             base: None,
             gap: None,
         });
     };
     let next = entry.next;
+    if Mutant::TruncationUnseen.is_planted() && next <= bounds.high_watermark {
+        return Decision::Start(Start {
+            offset: next,
+            leader_epoch: None,
+            base: Some(entry),
+            gap: None,
+        });
+    }
     if let Some(end) = facts.epoch_end
         && end < next
     {
@@ -277,6 +290,19 @@ pub fn partition(facts: PartitionFacts<'_>) -> Decision {
             base: Some(entry),
             gap: None,
         }),
+        Ok(missing) if Mutant::GapTooLong.is_planted() && facts.on_gap == OnGap::Record => {
+            Decision::Start(Start {
+                offset: missing.end().next(),
+                leader_epoch: None,
+                base: Some(entry),
+                gap: Some(Segment::Gap {
+                    start: missing.start(),
+                    end: Some(missing.end().next()),
+                    reason: GapReason::Retention,
+                    at: facts.now,
+                }),
+            })
+        }
         Ok(missing) => match facts.on_gap {
             OnGap::Stop => Decision::StopGap(missing),
             OnGap::Record => Decision::Start(Start {
@@ -323,6 +349,9 @@ pub enum CommitCheck {
 
 /// Decides whether a batch is still what the log says.
 pub fn before_commit(facts: CommitFacts) -> CommitCheck {
+    if Mutant::TruncationUnseen.is_planted() {
+        return CommitCheck::Sound(facts.leader_epoch);
+    }
     let after_row = facts.last_row.map(Offset::next);
     if let (Some(end), Some(row)) = (facts.epoch_end, after_row)
         && end < row

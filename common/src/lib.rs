@@ -5,6 +5,7 @@
 //! - [`record`]: records as Arrow columns, batches, the running hash
 //! - [`ledger`]: the ledger and its rules, with its stored form
 //! - [`clock`]: injected time and identifiers
+//! - [`mutants`]: bugs on purpose, for tests alone
 //! - [`compute`]: where work runs that would hold up an async thread
 //!
 //! How we talk to Kafka is `everlog-kafka` (`common/kafka`), how the table stores it all is `everlog-table`
@@ -13,6 +14,7 @@
 pub mod clock;
 pub mod compute;
 pub mod ledger;
+pub mod mutants;
 pub mod position;
 pub mod record;
 

@@ -23,6 +23,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use everlog_common::mutants::Mutant;
 use everlog_common::{
     Generation, Identity, Ledger, LogBounds, Offset, OffsetRange, Partition, Position, Positions,
 };
@@ -284,7 +285,14 @@ fn start_of(
             leader_epoch: None,
         });
     };
-    let offset = position.offset;
+    let offset = match position.offset {
+        offset if Mutant::TailOneLate.is_planted() => offset.next(),
+        offset if Mutant::TailOneEarly.is_planted() => {
+            Offset::new(offset.get() - 1).unwrap_or(offset)
+        }
+        offset if Mutant::HoleUnseen.is_planted() => offset.max(bounds.log_start),
+        offset => offset,
+    };
     not_before(bounds.log_start, generation, partition, offset)?;
     let end = epoch_end.map_or(bounds.high_watermark, |end| end.min(bounds.high_watermark));
     if end < offset && was_read(place, position, partition) {

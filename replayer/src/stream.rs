@@ -18,6 +18,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use everlog_common::mutants::Mutant;
 use everlog_common::{
     Clock, EventBatch, Gap, Ids, Ledger, Millis, Offset, OffsetRange, Partition, Position,
     Positions, Source,
@@ -276,10 +277,14 @@ impl EventStream {
         if let Some(rate) = self.rate.as_mut() {
             rate.emitted(rows, now);
         }
-        let position = Position {
+        let mut position = Position {
             generation: batch.generation,
             offset: batch.range.end(),
         };
+        if Mutant::PositionOneEarly.is_planted() && rows > 0 {
+            let before = position.offset.get() - 1;
+            position.offset = Offset::new(before).unwrap_or(position.offset);
+        }
         self.reached.insert(batch.partition, position);
         self.positions.insert(batch.partition, position);
         if let Some(last) = rows.checked_sub(1) {
@@ -367,7 +372,7 @@ impl EventStream {
         };
         self.finished.extend(reading.history.stopped());
         self.epochs = self.cut_epochs();
-        if self.context.cluster.is_none() || self.is_done() {
+        if self.context.cluster.is_none() || self.is_done() || Mutant::TailLeftOut.is_planted() {
             self.release_keeper();
             return;
         }

@@ -450,13 +450,8 @@ impl Checker {
                 self.runs.resume(run, &positions, &mut self.findings);
             }
             Event::Finished { run, full } => {
-                self.runs.finish(
-                    run,
-                    &full,
-                    &self.brokers,
-                    &self.tables,
-                    &mut self.findings,
-                );
+                self.runs
+                    .finish(run, &full, &self.brokers, &self.tables, &mut self.findings);
             }
             Event::Wrong { what } => self.findings.broken(Rule::R12, what),
             Event::Stopped {

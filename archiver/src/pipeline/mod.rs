@@ -28,6 +28,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use everlog_common::mutants::Mutant;
 use everlog_common::{Gap, Offset, TopicName, TopicPartition, compute};
 use everlog_kafka::{LogError, LogReader, Membership, ReaderOptions};
 use everlog_table::archive::ArchiveDeps;
@@ -260,7 +261,11 @@ async fn open(
         };
         let options = ReaderOptions {
             membership,
-            isolation: settings.isolation,
+            isolation: if Mutant::ReadsUncommitted.is_planted() {
+                everlog_kafka::Isolation::ReadUncommitted
+            } else {
+                settings.isolation
+            },
             memory_bytes: budget.reader(),
             linger: Duration::from_millis(20),
         };

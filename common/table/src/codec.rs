@@ -25,6 +25,7 @@ use arrow_array::{
     RecordBatch, StringArray, TimestampMicrosecondArray, new_null_array,
 };
 use arrow_schema::{ArrowError, DataType};
+use everlog_common::mutants::Mutant;
 use everlog_common::{EventColumns, Generation, Millis, Partition, TopicName};
 
 use crate::schema::{Column, ColumnMap};
@@ -95,10 +96,20 @@ pub fn encode(
 ) -> Result<RecordBatch, CodecError> {
     let len = rows.len();
     let schema = columns.arrow_schema();
-    let (timestamp, timestamp_raw) = timestamps::encode(&rows.timestamps, &rows.timestamp_types);
+    let (mut timestamp, timestamp_raw) =
+        timestamps::encode(&rows.timestamps, &rows.timestamp_types);
+    if Mutant::TimestampCut.is_planted() {
+        timestamp = timestamp.unary(|us| us - us.rem_euclid(1_000_000));
+    }
     let headers_type = schema.field(Column::Headers.index()).data_type();
     let (headers, headers_raw) = headers::encode(&rows.headers, headers_type)?;
-    let types = rows.timestamp_types.values().iter().map(|t| i32::from(*t));
+    let types = rows.timestamp_types.values().iter().map(|t| {
+        if Mutant::TimestampTypeLost.is_planted() {
+            0
+        } else {
+            i32::from(*t)
+        }
+    });
     let archived_at = micros(context.archived_at)?;
     let in_utc = |array: TimestampMicrosecondArray| array.with_timezone("+00:00");
     let arrays: Vec<ArrayRef> = Column::ALL
@@ -114,8 +125,16 @@ pub fn encode(
                 Column::Timestamp => Arc::new(in_utc(timestamp.clone())),
                 Column::TimestampType => Arc::new(Int32Array::from_iter_values(types.clone())),
                 Column::Key => Arc::new(rows.keys.clone()),
+                Column::Value if Mutant::EmptyValueLost.is_planted() => {
+                    let values = rows.values.iter();
+                    let kept = values.map(|v| v.filter(|v| !v.is_empty()));
+                    Arc::new(kept.collect::<BinaryArray>())
+                }
                 Column::Value => Arc::new(rows.values.clone()),
                 Column::Headers => Arc::new(headers.clone()),
+                Column::LeaderEpoch if Mutant::EpochLost.is_planted() => {
+                    new_null_array(&DataType::Int32, len)
+                }
                 Column::LeaderEpoch => Arc::new(rows.leader_epochs.clone()),
                 Column::ArchivedAt => Arc::new(in_utc(TimestampMicrosecondArray::from_value(
                     archived_at,
@@ -189,7 +208,13 @@ impl StoredColumns {
             timestamp_types: types(&self.timestamp_types)?,
             headers: headers::decode(self.headers.as_ref(), self.headers_raw.as_ref(), len)?,
             keys: binary(self.keys),
-            values: binary(self.values),
+            values: if Mutant::TombstoneLost.is_planted() {
+                let values = binary(self.values);
+                let read = values.iter().map(|v| Some(v.unwrap_or_default()));
+                read.collect::<BinaryArray>()
+            } else {
+                binary(self.values)
+            },
             leader_epochs: self
                 .leader_epochs
                 .unwrap_or_else(|| Int32Array::new_null(len)),

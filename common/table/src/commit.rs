@@ -21,6 +21,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use everlog_common::ledger::Refusal;
+use everlog_common::mutants::Mutant;
 use everlog_common::{Advance, Generation, Ledger, Millis, Partition, Segment};
 use iceberg::spec::{
     MAIN_BRANCH, Operation, Snapshot, SnapshotReference, SnapshotRetention, Summary, TableMetadata,
@@ -68,6 +69,11 @@ pub fn decide(
     commit_id: Uuid,
     advances: &[Advance],
 ) -> Decision {
+    if Mutant::RetryAddsAgain.is_planted()
+        && let Some(ledger) = added_again(parent, advances)
+    {
+        return Decision::Proceed { ledger };
+    }
     if let Some(snapshot_id) = find_commit(metadata, commit_id) {
         return Decision::AlreadyLanded { snapshot_id };
     }
@@ -83,6 +89,19 @@ pub fn decide(
         Some((partition, what)) => Decision::Malformed { partition, what },
         None => Decision::Fenced { refusals },
     }
+}
+
+/// [`Mutant::RetryAddsAgain`]: the rows counted a second time, where the ledger has moved on.
+fn added_again(parent: &Ledger, advances: &[Advance]) -> Option<Ledger> {
+    parent.apply(advances).err()?;
+    let mut ledger = parent.clone();
+    for advance in advances {
+        let era = ledger.generations.get_mut(&advance.generation)?;
+        let entry = era.partitions.get_mut(&advance.partition)?;
+        entry.rows += advance.rows();
+        entry.next = entry.next.max(advance.end()?);
+    }
+    Some(ledger)
 }
 
 /// Checks once more, by other means, what [`Ledger::apply`] promises.

@@ -24,6 +24,7 @@ mod settings;
 mod sink;
 mod threads;
 
+use everlog_common::mutants::Mutant;
 use everlog_common::{Ids, Millis, TopicName, compute};
 use iceberg::spec::TableMetadata;
 use tokio::sync::mpsc;
@@ -284,7 +285,12 @@ impl Store<'_> {
                 }
                 Piece::Close(file) => {
                     if let Some(upload) = open.take() {
-                        let stored = upload.finish().await;
+                        let stored = if Mutant::CommitBeforeFile.is_planted() {
+                            let bytes = upload.written();
+                            upload.abort().await.map(|()| bytes)
+                        } else {
+                            upload.finish().await
+                        };
                         let bytes = stored.map_err(|source| self.failed(source))?;
                         self.close(bytes, *file)?;
                         #[cfg(feature = "failpoints")]

@@ -19,6 +19,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
+use everlog_common::mutants::Mutant;
 use everlog_common::{Offset, OffsetRange, Partition};
 
 /// Offsets that are wanted of one partition: half-open, possibly empty.
@@ -38,7 +39,10 @@ impl Window {
 
     /// Whether the inclusive span `[low, high]` holds a wanted offset.
     fn meets(self, low: Offset, high: Offset) -> bool {
-        !self.is_empty() && low < self.until && self.from <= high
+        !self.is_empty()
+            && low < self.until
+            && self.from <= high
+            && !(Mutant::FilePruned.is_planted() && self.from == low && low > Offset::ZERO)
     }
 }
 

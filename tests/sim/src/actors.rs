@@ -116,7 +116,10 @@ impl RunningArchiver {
     /// `kill -9`.
     pub async fn kill(mut self) {
         let name = &self.process.name;
-        self.process.world.recorder.note(&format!("{name} is killed"));
+        self.process
+            .world
+            .recorder
+            .note(&format!("{name} is killed"));
         self.process.kill();
         self.task.shutdown().await;
     }
@@ -124,7 +127,10 @@ impl RunningArchiver {
     /// Tells it to end, which takes it some time.
     pub fn stop(&self) {
         let name = &self.process.name;
-        self.process.world.recorder.note(&format!("{name} is stopped"));
+        self.process
+            .world
+            .recorder
+            .note(&format!("{name} is stopped"));
         self.stop.cancel();
     }
 

@@ -72,17 +72,12 @@ fn unknown(what: &str) -> CatalogError {
 
 /// Carries a commit out, and tells the checker.
 async fn carry_out(world: &World, sent: Sent) -> CommitReply {
-    let before = world.catalog.load(&sent.base.ident).await;
     let reply = world
         .catalog
         .commit(&sent.base, sent.requirements, sent.updates, sent.key)
         .await;
     if let CommitReply::Committed(table) = &reply {
-        if let Ok(Some(before)) = before {
-            let mut stale = world.stale.lock().unwrap_or_else(PoisonError::into_inner);
-            stale.insert(table.ident.name().to_owned(), before);
-        }
-        facts::record_table(world, &table.metadata, &table.metadata_location);
+        world.swapped(table);
     }
     let settled = match &reply {
         CommitReply::Committed(_) => "committed",
@@ -152,17 +147,16 @@ impl Catalog for SimCatalog {
         self.process.pass("load").await;
         self.check("load")?;
         let world = self.world();
-        if world.plan.faults.load_stale > 0 {
-            let stale = world.stale.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(before) = stale.get(table.name())
-                && world.strikes(world.plan.faults.load_stale, "stale load")
-            {
-                return Ok(Some(before.clone()));
-            }
-        }
-        let loaded = world.catalog.load(table).await;
+        let loaded = {
+            let tables = world.tables.lock().unwrap_or_else(PoisonError::into_inner);
+            let versions = tables.get(table.name());
+            let before = versions
+                .and_then(|versions| versions.before.as_ref())
+                .filter(|_| world.strikes(world.plan.faults.load_stale, "stale load"));
+            before.or(versions.map(|versions| &versions.now)).cloned()
+        };
         self.process.pass("loaded").await;
-        loaded
+        Ok(loaded)
     }
 
     async fn create(&self, table: NewTable) -> Result<CreateReply, CatalogError> {
@@ -175,7 +169,7 @@ impl Catalog for SimCatalog {
         }
         let made = world.catalog.create(table).await?;
         if let CreateReply::Created(table) = &made {
-            facts::record_table(world, &table.metadata, &table.metadata_location);
+            world.swapped(table);
         }
         self.process.pass("created").await;
         if world.strikes(faults.commit_lost_after, "create lost after") {

@@ -158,10 +158,7 @@ pub fn snapshot(store: &Backing, snapshot: &SnapshotRef, version: FormatVersion)
 }
 
 /// Of generation, partition and offset: fields 2, 3 and 4.
-fn bounds(
-    lower: &HashMap<i32, Datum>,
-    upper: &HashMap<i32, Datum>,
-) -> Option<[(i64, i64); 3]> {
+fn bounds(lower: &HashMap<i32, Datum>, upper: &HashMap<i32, Datum>) -> Option<[(i64, i64); 3]> {
     let number = |datum: &Datum| match datum.literal() {
         PrimitiveLiteral::Int(n) => Some(i64::from(*n)),
         PrimitiveLiteral::Long(n) => Some(*n),
@@ -188,9 +185,7 @@ pub fn record_table(world: &World, metadata: &TableMetadata, location: &str) {
         .map(|s| {
             let facts = known
                 .entry(s.manifest_list().to_owned())
-                .or_insert_with(|| {
-                    Arc::new(snapshot(&world.store, s, metadata.format_version()))
-                });
+                .or_insert_with(|| Arc::new(snapshot(&world.store, s, metadata.format_version())));
             Arc::clone(facts)
         })
         .collect();

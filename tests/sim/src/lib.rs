@@ -153,7 +153,9 @@ impl Director {
                 return;
             }
             self.look_after().await;
-            let pause = world.rng.below(u64::try_from(world.plan.pause_max.as_millis()).unwrap_or(1));
+            let pause = world
+                .rng
+                .below(u64::try_from(world.plan.pause_max.as_millis()).unwrap_or(1));
             world.clock.sleep(Duration::from_millis(pause)).await;
             let mut at = world.rng.below(total);
             let act = acts.iter().find(|(_, weight)| {
@@ -307,12 +309,8 @@ impl Director {
                 last.kill().await;
             }
         }
-        let mut server = std::mem::take(
-            &mut *world
-                .server
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner),
-        );
+        let mut server =
+            std::mem::take(&mut *world.server.lock().unwrap_or_else(PoisonError::into_inner));
         while server.join_next().await.is_some() {}
         world.recorder.record(Event::Settled);
         for topic in topics {

@@ -9,11 +9,13 @@ use async_trait::async_trait;
 use everlog_common::clock::SeededIds;
 use everlog_common::{Clock, Millis};
 use everlog_kafka::memory::MemoryLog;
+use everlog_table::catalog::LoadedTable;
 use everlog_table::catalog::memory::MemoryCatalog;
 use everlog_tests::checker::{Checker, Event, Outcome, SnapshotFacts};
 use tokio::sync::Notify;
 use twox_hash::XxHash3_64;
 
+use crate::facts;
 use crate::plan::Plan;
 use crate::rng::Rng;
 use crate::store::Backing;
@@ -167,6 +169,13 @@ fn summary(event: &Event) -> String {
     }
 }
 
+/// A table now and before, as the catalog's server has it.
+#[derive(Debug)]
+pub(crate) struct Versions {
+    pub(crate) now: LoadedTable,
+    pub(crate) before: Option<LoadedTable>,
+}
+
 /// Everything there is.
 #[derive(Debug)]
 pub struct World {
@@ -190,8 +199,8 @@ pub struct World {
     /// Requests on their way at the catalog's server: they outlive whoever sent them.
     pub(crate) server: Mutex<tokio::task::JoinSet<()>>,
     pub(crate) attempts: AtomicU64,
-    /// Tables as they were before their last change.
-    pub(crate) stale: Mutex<BTreeMap<String, everlog_table::catalog::LoadedTable>>,
+    /// Tables as they are, and as they were before their last change: the server need not parse what it wrote.
+    pub(crate) tables: Mutex<BTreeMap<String, Versions>>,
 }
 
 impl World {
@@ -231,8 +240,19 @@ impl World {
             processes: AtomicU64::new(1),
             server: Mutex::default(),
             attempts: AtomicU64::new(0),
-            stale: Mutex::default(),
+            tables: Mutex::default(),
         })
+    }
+
+    /// The catalog swapped a table's metadata.
+    pub(crate) fn swapped(&self, table: &LoadedTable) {
+        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        let name = table.ident.name().to_owned();
+        let before = tables.remove(&name).map(|versions| versions.now);
+        let now = table.clone();
+        tables.insert(name, Versions { now, before });
+        drop(tables);
+        facts::record_table(self, &table.metadata, &table.metadata_location);
     }
 
     /// Whether something that happens so often happens now.

@@ -10,11 +10,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use everlog_common::compute::Inline;
+#[cfg(feature = "mutants")]
+use everlog_common::mutants::{Mutant, plant};
 use everlog_sim::plan::Plan;
 use everlog_sim::{Report, run};
 
 /// Worlds that `make test` looks at.
 const SEEDS: u64 = 2_000;
+
+/// Worlds in which each planted bug has to show.
+#[cfg(feature = "mutants")]
+const MUTANT_SEEDS: u64 = 400;
 
 /// Where failed seeds are kept, below the crate.
 const KEPT: &str = "seeds.txt";
@@ -163,6 +169,57 @@ fn worlds_of_many_seeds_hold_every_promise() {
 fn worlds_that_once_failed_hold() {
     let sum = simulate_all(&kept());
     assert_holds(&sum);
+}
+
+/// Of each mutant: after how many seeds which rule found it; none: it was not found.
+#[cfg(feature = "mutants")]
+fn seeds_to_detect(mutant: Mutant, budget: u64) -> Option<(u64, u64, String)> {
+    let (next, found) = (AtomicU64::new(1), Mutex::new(None::<(u64, String)>));
+    std::thread::scope(|scope| {
+        for _ in 0..threads() {
+            scope.spawn(|| {
+                plant(Some(mutant));
+                loop {
+                    let seed = next.fetch_add(1, Ordering::SeqCst);
+                    if seed > budget || found.lock().unwrap().is_some() {
+                        break;
+                    }
+                    let report = simulate(Plan::of(seed), false);
+                    if let Some(first) = report.outcome.violations.first() {
+                        let mut found = found.lock().unwrap();
+                        if found.as_ref().is_none_or(|(before, _)| seed < *before) {
+                            *found = Some((seed, first.to_string()));
+                        }
+                    }
+                }
+                plant(None);
+            });
+        }
+    });
+    let tried = next.load(Ordering::SeqCst) - 1;
+    let (seed, what) = found.into_inner().unwrap()?;
+    Some((seed, tried.min(budget), what))
+}
+
+/// The checker is not blind: each planted bug is found, by seeds for which the true code holds.
+#[cfg(feature = "mutants")]
+#[test]
+fn every_planted_bug_is_found() {
+    let budget = variable("EVERLOG_SIM_SEEDS").unwrap_or(MUTANT_SEEDS);
+    let mut missed = Vec::new();
+    println!("| bug | seeds | found by |\n|---|---|---|");
+    for mutant in Mutant::ALL {
+        match seeds_to_detect(mutant, budget) {
+            Some((seed, _, what)) => {
+                println!("| {mutant:?} | {seed} | {} |", what.replace('|', "/"));
+            }
+            None => {
+                println!("| {mutant:?} | not in {budget} | |");
+                missed.push(mutant);
+            }
+        }
+    }
+    assert!(missed.is_empty(), "not found in {budget} seeds: {missed:?}");
 }
 
 #[test]

@@ -45,7 +45,9 @@ impl Runs {
                 format!("run {run} resumes partition {partition} at {to:?}, it had come to {at:?}")
             });
         }
-        state.rows.retain(|(_, partition), _| positions.contains_key(partition));
+        state
+            .rows
+            .retain(|(_, partition), _| positions.contains_key(partition));
         for ((generation, partition), rows) in &mut state.rows {
             if let Some((at, offset)) = positions.get(partition) {
                 rows.retain(|o, _| generation < at || (generation == at && o < offset));
@@ -136,7 +138,10 @@ impl Runs {
         }
         if is_live {
             for (offset, version) in log.kept(start, end) {
-                let was_cut = log.cuts.iter().any(|c| offset >= c.end && version.epoch >= c.epoch);
+                let was_cut = log
+                    .cuts
+                    .iter()
+                    .any(|c| offset >= c.end && version.epoch >= c.epoch);
                 findings.check(
                     Rule::R9,
                     was_cut || given.contains_key(&offset) || is_gap(&gaps, offset, offset + 1),

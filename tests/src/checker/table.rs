@@ -104,11 +104,10 @@ impl Tables {
 
     fn entry(&self, topic: &str, topic_id: u128, partition: i32) -> Option<(Generation, Entry)> {
         let table = self.tables.get(topic)?;
-        let (generation, era) = table
-            .ledger
-            .generations
-            .iter()
-            .find(|(_, era)| era.identity.topic_id.map(|id| id.0.as_u128()) == Some(topic_id))?;
+        let (generation, era) =
+            table.ledger.generations.iter().find(|(_, era)| {
+                era.identity.topic_id.map(|id| id.0.as_u128()) == Some(topic_id)
+            })?;
         let partition = Partition::new(partition).ok()?;
         Some((*generation, *era.partitions.get(&partition)?))
     }
@@ -194,7 +193,10 @@ impl Tables {
                 }
                 None => findings.broken(
                     Rule::R8,
-                    format!("{}: main is at {:?}, which is no snapshot", state.topic, state.head),
+                    format!(
+                        "{}: main is at {:?}, which is no snapshot",
+                        state.topic, state.head
+                    ),
                 ),
             }
             table.head = state.head;
@@ -520,12 +522,7 @@ struct PartitionState<'a> {
 impl PartitionState<'_> {
     fn check(&self, findings: &mut Findings) {
         let (entry, log, archived) = (self.entry, self.log, self.archived);
-        let name = || {
-            format!(
-                "{}-{} generation {}",
-                self.topic, self.key.1, self.key.0
-            )
-        };
+        let name = || format!("{}-{} generation {}", self.topic, self.key.1, self.key.0);
         let next = entry.next.get();
         if self.base.is_some_and(|base| base == entry) {
             return;
@@ -533,7 +530,10 @@ impl PartitionState<'_> {
         findings.check(
             Rule::R5,
             archived.rows.len() as u64 == entry.rows
-                && archived.rows.last_key_value().is_none_or(|(o, _)| *o < next)
+                && archived
+                    .rows
+                    .last_key_value()
+                    .is_none_or(|(o, _)| *o < next)
                 && archived
                     .rows
                     .first_key_value()

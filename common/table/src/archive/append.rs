@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use everlog_common::mutants::Mutant;
 use everlog_common::{Ledger, Millis};
 use iceberg::spec::{DataFile, ManifestFile, TableMetadata};
 use uuid::Uuid;
@@ -280,11 +281,21 @@ impl Archive {
                 Ok(Attempt::Done(outcome))
             }
             CommitReply::Conflict => {
+                if Mutant::DeleteOnConflict.is_planted() {
+                    let storage = self.store_of_files();
+                    drop(storage.delete(&proposal.manifest_list).await);
+                }
                 operation.last = None;
                 Ok(Attempt::Again)
             }
             CommitReply::Refused(error) => self.refused(operation, &parent, error),
             CommitReply::Unknown(error) => {
+                if Mutant::DeleteOnUnknown.is_planted() {
+                    for file in &operation.request.files {
+                        let storage = self.store_of_files();
+                        drop(storage.delete(file.data_file.file_path()).await);
+                    }
+                }
                 tracing::warn!(
                     table = %self.inner.ident, commit_id = %operation.commit_id, %error,
                     "commit outcome unknown, reading the table back"

@@ -6,6 +6,7 @@ use arrow_array::builder::{ArrayBuilder, BinaryBuilder};
 use arrow_array::{Array, ArrayRef, BinaryArray, ListArray, StringArray, StructArray};
 use arrow_buffer::{NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow_schema::{DataType, Field, FieldRef, Fields};
+use everlog_common::mutants::Mutant;
 use everlog_common::record::header_fields;
 use parquet::arrow::PARQUET_FIELD_ID_META_KEY;
 
@@ -19,7 +20,9 @@ pub(super) fn encode(
 ) -> Result<(ListArray, Option<BinaryArray>), CodecError> {
     let (element, fields) = list_fields(target)?;
     let lists = Lists::of(headers)?;
-    if let Ok(keys) = StringArray::try_from_binary(lists.keys.clone()) {
+    if !Mutant::HeadersReversed.is_planted()
+        && let Ok(keys) = StringArray::try_from_binary(lists.keys.clone())
+    {
         let list = list_array(element, fields, lists.offsets, keys, lists.values, None)?;
         return Ok((list, None));
     }
@@ -44,7 +47,13 @@ fn encode_by_row(
             .all(|i| std::str::from_utf8(lists.keys.value(i)).is_ok());
         present.push(strings);
         if strings {
+            let (first, last) = (entries.start, entries.end);
             for i in entries {
+                let i = if Mutant::HeadersReversed.is_planted() {
+                    first + last - 1 - i
+                } else {
+                    i
+                };
                 keys.append_value(lists.keys.value(i));
                 values.append_option(lists.value(i));
             }

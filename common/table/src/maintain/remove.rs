@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use everlog_common::Millis;
+use everlog_common::mutants::Mutant;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use iceberg::spec::{ManifestFile, SnapshotRef, TableMetadata};
@@ -464,13 +465,19 @@ impl Archive {
         if let Some(past) = past {
             need_statistics(past, needed);
         }
-        let expired: Vec<SnapshotRef> = past
+        let mut expired: Vec<SnapshotRef> = past
             .into_iter()
             .flat_map(TableMetadata::snapshots)
             .filter(|s| table.metadata.snapshot_by_id(s.snapshot_id()).is_none())
             .cloned()
             .collect();
-        let live: Vec<SnapshotRef> = table.metadata.snapshots().cloned().collect();
+        expired.sort_unstable_by_key(|s| s.sequence_number());
+        let mut live: Vec<SnapshotRef> = table.metadata.snapshots().cloned().collect();
+        // the metadata keeps them in no order; requests are made in one
+        live.sort_unstable_by_key(|s| s.sequence_number());
+        if Mutant::NeededByHeadOnly.is_planted() {
+            live.retain(|s| Some(s.snapshot_id()) == table.metadata.current_snapshot_id());
+        }
         let mut lists = BTreeMap::new();
         let mut found = self.lists(&live, true, upkeep).await?;
         found.extend(self.lists(&expired, false, upkeep).await?);
@@ -604,12 +611,13 @@ impl Archive {
             return Ok(());
         }
         let mut needed = Needed::default();
-        let news: Vec<SnapshotRef> = table
+        let mut news: Vec<SnapshotRef> = table
             .metadata
             .snapshots()
             .filter(|s| before.metadata.snapshot_by_id(s.snapshot_id()).is_none())
             .cloned()
             .collect();
+        news.sort_unstable_by_key(|s| s.sequence_number());
         let mut fresh = Vec::new();
         for (path, list) in self.lists(&news, true, upkeep).await? {
             needed.add(&path);
@@ -742,7 +750,8 @@ fn is_due(
 }
 
 fn is_old(object: &StoredObject, settings: &MaintenanceSettings, now: Millis) -> bool {
-    now.since(object.last_modified) >= settings.orphan_age.max(ORPHAN_AGE_MIN)
+    Mutant::OrphansAtOnce.is_planted()
+        || now.since(object.last_modified) >= settings.orphan_age.max(ORPHAN_AGE_MIN)
 }
 
 /// The folders that are searched for data files: where they go without a setting, and where a setting sends them if that

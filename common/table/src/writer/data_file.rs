@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use everlog_common::mutants::Mutant;
 use everlog_common::{Generation, Partition, TopicName};
 use iceberg::spec::{
     DataContentType, DataFile, DataFileBuilder, DataFileFormat, Datum, Literal, SortDirection,
@@ -76,6 +77,11 @@ impl TablePartition {
     /// The full URI of a new file.
     pub(super) fn new_path(&self, metadata: &TableMetadata, id: Uuid) -> String {
         let location = data_folder(metadata);
+        let id = if Mutant::NameUsedAgain.is_planted() {
+            Uuid::nil()
+        } else {
+            id
+        };
         match &self.folder {
             Some(folder) => format!("{location}/{folder}/{id}.parquet"),
             None => format!("{location}/{id}.parquet"),
@@ -130,10 +136,15 @@ fn bounds(file: &FinishedFile) -> Vec<(Column, (Datum, Datum))> {
     let longs = |(a, b): (i64, i64)| (Datum::long(a), Datum::long(b));
     let times = |(a, b): (i64, i64)| (Datum::timestamptz_micros(a), Datum::timestamptz_micros(b));
     let archived_at = metrics.archived_at;
+    let offset = if Mutant::BoundsOfFirstRow.is_planted() {
+        (metrics.offset.0, metrics.offset.0)
+    } else {
+        metrics.offset
+    };
     let mut bounds = vec![
         (Column::Generation, ints(metrics.generation)),
         (Column::Partition, ints(metrics.partition)),
-        (Column::Offset, longs(metrics.offset)),
+        (Column::Offset, longs(offset)),
         (Column::ArchivedAt, times((archived_at, archived_at))),
     ];
     bounds.extend(metrics.timestamp.map(|b| (Column::Timestamp, times(b))));

@@ -471,6 +471,12 @@ impl Brokers {
                 self.world.log.regain_leader(&place);
             }
         }
+        // A topic that was created anew has no place in the table before its first record, and no replay crosses to it.
+        for topic in 0..self.topics.len() {
+            if self.topics[topic].partitions.iter().all(|p| p.end == 0) {
+                self.append(topic, None);
+            }
+        }
         self.tell_ends();
         for member in self.world.log.members(GROUP) {
             self.world.log.deafen(GROUP, member, false);

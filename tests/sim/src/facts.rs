@@ -133,19 +133,7 @@ pub fn snapshot(store: &Backing, snapshot: &SnapshotRef, version: FormatVersion)
         .and_then(|bytes| ManifestList::parse_with_version(&bytes, version).ok());
     for file in list.iter().flat_map(|list| list.entries()) {
         metadata.push(key_of(&file.manifest_path).to_owned());
-        let manifest = store
-            .bytes(&file.manifest_path)
-            .and_then(|bytes| Manifest::parse_avro(&bytes).ok());
-        let Some(manifest) = manifest else { continue };
-        for entry in manifest.entries().iter().filter(|e| e.is_alive()) {
-            let data = entry.data_file();
-            files.push(FileFacts {
-                path: key_of(data.file_path()).to_owned(),
-                len: data.file_size_in_bytes(),
-                rows: data.record_count(),
-                bounds: bounds(data.lower_bounds(), data.upper_bounds()),
-            });
-        }
+        files.extend(store.manifest(&file.manifest_path, || manifest(store, &file.manifest_path)));
     }
     let ledger = snapshot.summary().additional_properties.get(LEDGER);
     SnapshotFacts {
@@ -155,6 +143,22 @@ pub fn snapshot(store: &Backing, snapshot: &SnapshotRef, version: FormatVersion)
         metadata,
         files,
     }
+}
+
+/// The live files of a manifest; none where it is not there.
+fn manifest(store: &Backing, path: &str) -> Option<Vec<FileFacts>> {
+    let manifest = Manifest::parse_avro(&store.bytes(path)?).ok()?;
+    let live = manifest.entries().iter().filter(|e| e.is_alive());
+    let facts = live.map(|entry| {
+        let data = entry.data_file();
+        FileFacts {
+            path: key_of(data.file_path()).to_owned(),
+            len: data.file_size_in_bytes(),
+            rows: data.record_count(),
+            bounds: bounds(data.lower_bounds(), data.upper_bounds()),
+        }
+    });
+    Some(facts.collect())
 }
 
 /// Of generation, partition and offset: fields 2, 3 and 4.

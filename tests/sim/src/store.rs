@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use bytes::Bytes;
 use everlog_common::{Clock, Millis};
-use everlog_tests::checker::Event;
+use everlog_tests::checker::{Event, FileFacts};
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
 use object_store::memory::InMemory;
@@ -28,6 +28,8 @@ pub struct Backing {
     clock: Arc<SimClock>,
     recorder: Arc<Recorder>,
     modified: Mutex<BTreeMap<Path, Millis>>,
+    /// What manifests say: names are written once, and what is in them is asked for at every commit.
+    manifests: Mutex<BTreeMap<String, Vec<FileFacts>>>,
 }
 
 impl std::fmt::Display for Backing {
@@ -48,6 +50,7 @@ impl Backing {
             clock,
             recorder,
             modified: Mutex::default(),
+            manifests: Mutex::default(),
         }
     }
 
@@ -60,6 +63,26 @@ impl Backing {
         let path = Path::from(key_of(uri));
         let read = async { self.inner.get(&path).await.ok()?.bytes().await.ok() };
         read.now_or_never().flatten()
+    }
+
+    /// What a manifest says; nothing where it cannot be read.
+    pub(crate) fn manifest(
+        &self,
+        path: &str,
+        read: impl FnOnce() -> Option<Vec<FileFacts>>,
+    ) -> Vec<FileFacts> {
+        let mut manifests = self
+            .manifests
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = manifests.get(path) {
+            return known.clone();
+        }
+        let facts = read();
+        if let Some(facts) = &facts {
+            manifests.insert(path.to_owned(), facts.clone());
+        }
+        facts.unwrap_or_default()
     }
 
     /// By the simulation's clock.

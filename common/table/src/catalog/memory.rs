@@ -59,6 +59,8 @@ struct State {
     faults: BTreeMap<Call, VecDeque<Fault>>,
     pending: VecDeque<Pending>,
     commits: u64,
+    /// What it wrote last of each table: a swap need not read that again.
+    written: BTreeMap<TableIdent, LoadedTable>,
 }
 
 /// A catalog in memory.
@@ -152,6 +154,17 @@ impl MemoryCatalog {
         Ok(Some(loaded(table, metadata, metadata_location)))
     }
 
+    async fn current(&self, table: &TableIdent) -> Result<Option<LoadedTable>, CatalogError> {
+        let pointer = self.pointer(table);
+        let written = self.state().written.get(table).cloned();
+        match written {
+            Some(written) if Some(&written.metadata_location) == pointer.as_ref() => {
+                Ok(Some(written))
+            }
+            _ => self.read(table).await,
+        }
+    }
+
     /// Changes the pointer from `from` to `to`, if it is `from`.
     fn swap(&self, table: &TableIdent, from: Option<&str>, to: &str) -> bool {
         let mut state = self.state();
@@ -173,7 +186,7 @@ impl MemoryCatalog {
         updates: Vec<TableUpdate>,
     ) -> CommitReply {
         let table = &base.ident;
-        let current = match self.read(table).await {
+        let current = match self.current(table).await {
             Ok(Some(current)) => current,
             Ok(None) => return CommitReply::Refused(no_such_table(table)),
             Err(error) => return CommitReply::Refused(error),
@@ -205,7 +218,9 @@ impl MemoryCatalog {
             return CommitReply::Refused(error);
         }
         if self.swap(table, Some(previous), &next) {
-            CommitReply::Committed(loaded(table, Arc::new(metadata), next))
+            let now = loaded(table, Arc::new(metadata), next);
+            self.state().written.insert(table.clone(), now.clone());
+            CommitReply::Committed(now)
         } else {
             CommitReply::Conflict
         }

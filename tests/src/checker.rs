@@ -447,7 +447,8 @@ impl Checker {
                     .take(emission, &self.brokers, &self.tables, &mut self.findings);
             }
             Event::Resumed { run, positions } => {
-                self.runs.resume(run, &positions, &mut self.findings);
+                self.runs
+                    .resume(run, &positions, &self.tables, &mut self.findings);
             }
             Event::Finished { run, full } => {
                 self.runs

@@ -149,7 +149,10 @@ impl Brokers {
                 _ => record.header("a", Some(value.as_bytes())),
             };
         }
-        match rng.below(10) {
+        match rng.below(14) {
+            10 => record.at(i64::MAX - 1, TimestampType::Create),
+            11 => record.at(-5_000_000, TimestampType::LogAppend),
+            12 => record.at(0, TimestampType::Create),
             0 => record.at(-1, TimestampType::None),
             1 => record.at(now, TimestampType::LogAppend),
             2 => record.at(now - 1_000_000, TimestampType::Create),
@@ -423,6 +426,8 @@ impl Brokers {
         self.world
             .recorder
             .note(&format!("{place} leader {}", state.has_leader));
+        // what happened to it meanwhile, nobody was able to ask
+        self.tell_ends();
     }
 
     /// Readers of a partition meet a fault.

@@ -151,7 +151,7 @@ impl Catalog for SimCatalog {
             let tables = world.tables.lock().unwrap_or_else(PoisonError::into_inner);
             let versions = tables.get(table.name());
             let before = versions
-                .and_then(|versions| versions.before.as_ref())
+                .and_then(|versions| versions.stale(world.clock.elapsed()))
                 .filter(|_| world.strikes(world.plan.faults.load_stale, "stale load"));
             before.or(versions.map(|versions| &versions.now)).cloned()
         };

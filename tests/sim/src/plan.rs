@@ -204,7 +204,7 @@ impl Plan {
             batch_rows: usize::try_from(rng.between(1, 40)).unwrap_or(1),
             maintains: rng.chance(300),
             snapshots_kept: usize::try_from(rng.between(2, 8)).unwrap_or(2),
-            steps: rng.between(20, 70),
+            steps: rng.between(15, 55),
             pause_max: rng.millis(500, 8_000),
             burst: rng.between(1, 30),
             faults,

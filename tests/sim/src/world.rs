@@ -174,6 +174,19 @@ fn summary(event: &Event) -> String {
 pub(crate) struct Versions {
     pub(crate) now: LoadedTable,
     pub(crate) before: Option<LoadedTable>,
+    /// When that changed.
+    pub(crate) at: Duration,
+}
+
+/// How long a catalog may answer with what was before: replicas and caches of one trail by seconds.
+const STALE: Duration = Duration::from_secs(3);
+
+impl Versions {
+    /// The state before, while some part of a catalog may still have it.
+    pub(crate) fn stale(&self, now: Duration) -> Option<&LoadedTable> {
+        let is_recent = now.saturating_sub(self.at) < STALE;
+        self.before.as_ref().filter(|_| is_recent)
+    }
 }
 
 /// Everything there is.
@@ -250,7 +263,8 @@ impl World {
         let name = table.ident.name().to_owned();
         let before = tables.remove(&name).map(|versions| versions.now);
         let now = table.clone();
-        tables.insert(name, Versions { now, before });
+        let at = self.clock.elapsed();
+        tables.insert(name, Versions { now, before, at });
         drop(tables);
         facts::record_table(self, &table.metadata, &table.metadata_location);
     }

@@ -70,6 +70,12 @@ impl PartitionLog {
         })
     }
 
+    /// Whether what is at an offset came in the place of something that a truncation cut off.
+    pub(super) fn is_replacement(&self, offset: i64, version: &Version) -> bool {
+        let mut cuts = self.cuts.iter();
+        cuts.any(|cut| offset >= cut.end && version.epoch >= cut.epoch)
+    }
+
     /// The same, from the log's start on: what a consumer gets now.
     pub(super) fn visible(&self, from: i64, to: i64) -> impl Iterator<Item = (i64, &Version)> {
         self.kept(from.max(self.log_start), to.min(self.stable_end()))

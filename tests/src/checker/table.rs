@@ -363,8 +363,10 @@ impl Tables {
                     let Some(log) = log else { continue };
                     let nothing = Archived::default();
                     let archived = table.archived.get(&key).unwrap_or(&nothing);
-                    for (offset, _) in log.visible(entry.first.get(), entry.next.get()) {
-                        findings.check(Rule::R1, archived.rows.contains_key(&offset), || {
+                    for (offset, version) in log.visible(entry.first.get(), entry.next.get()) {
+                        let holds = archived.rows.contains_key(&offset)
+                            || log.is_replacement(offset, version);
+                        findings.check(Rule::R1, holds, || {
                             format!(
                                 "{topic}-{partition}: offset {offset} is in the log, and is not archived, the ledger is at {}",
                                 entry.next
@@ -573,10 +575,7 @@ impl PartitionState<'_> {
                 continue;
             }
             // What was cut off before is archived, so that what came instead is not.
-            let was_replaced = log
-                .cuts
-                .iter()
-                .any(|c| offset >= c.end && version.epoch >= c.epoch);
+            let was_replaced = log.is_replacement(offset, version);
             findings.check(Rule::R1, was_replaced, || {
                 format!(
                     "{}: offset {offset} is not archived, and in no gap; the ledger is at {next}",

@@ -97,7 +97,7 @@ impl RunningArchiver {
         let components = Components {
             log: Arc::new(SimLog::new(Arc::clone(&process))) as Arc<dyn Log>,
             catalog: Arc::new(SimCatalog::new(Arc::clone(&process))) as Arc<dyn Catalog>,
-            clock: Arc::clone(&world.clock) as Arc<dyn Clock>,
+            clock: Arc::clone(&process.clock) as Arc<dyn Clock>,
             ids: process.ids(),
         };
         let archiver = Archiver::new(settings, components);
@@ -229,6 +229,22 @@ impl RunningReplay {
         Self::start(world, run, request, 1)
     }
 
+    /// A replay of what is archived of these partitions: their log is not to be had any more.
+    pub fn archived(
+        world: &Arc<World>,
+        run: u64,
+        topic: TopicName,
+        partitions: &BTreeSet<i32>,
+    ) -> Self {
+        let all = partitions.iter().filter_map(|p| Partition::new(*p).ok());
+        let request = ReplayRequest {
+            partitions: Some(all.collect()),
+            until: Until::Snapshot,
+            ..ReplayRequest::new(topic)
+        };
+        Self::start(world, run, request, 1)
+    }
+
     fn start(world: &Arc<World>, run: u64, request: ReplayRequest, every: u64) -> Self {
         let topic = request.topic.as_str().to_owned();
         world.recorder.record(Event::Opened { run, topic });
@@ -329,7 +345,7 @@ async fn replay(
     let components = everlog_replayer::Components {
         log: Some(Arc::new(SimLog::new(Arc::clone(process))) as Arc<dyn Log>),
         catalog: Arc::new(SimCatalog::new(Arc::clone(process))) as Arc<dyn Catalog>,
-        clock: Arc::clone(&world.clock) as Arc<dyn Clock>,
+        clock: Arc::clone(&process.clock) as Arc<dyn Clock>,
         ids: process.ids(),
         namespace: NAMESPACE.to_owned(),
     };
@@ -378,7 +394,7 @@ pub async fn maintain(process: Arc<Process>, topic: TopicName) {
     let world = &process.world;
     let deps = ArchiveDeps {
         catalog: Arc::new(SimCatalog::new(Arc::clone(&process))) as Arc<dyn Catalog>,
-        clock: Arc::clone(&world.clock) as Arc<dyn Clock>,
+        clock: Arc::clone(&process.clock) as Arc<dyn Clock>,
         ids: process.ids(),
     };
     let line = match Archive::open(deps, NAMESPACE, &topic).await {

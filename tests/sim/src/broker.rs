@@ -26,6 +26,7 @@ struct TopicState {
     name: TopicName,
     id: u128,
     partitions: Vec<PartitionState>,
+    is_denied: bool,
 }
 
 /// The brokers' side of the world.
@@ -59,6 +60,7 @@ impl Brokers {
                     name,
                     id: 0,
                     partitions: Vec::new(),
+                    is_denied: false,
                 });
                 brokers.created(n, id.map_or(0, |id| id.0.as_u128()), partitions);
                 let burst = brokers.world.rng.between(1, brokers.world.plan.burst);
@@ -443,6 +445,17 @@ impl Brokers {
         self.world.log.fault(&place, fault);
     }
 
+    /// A topic is closed to everybody, or open again.
+    pub fn deny(&mut self) {
+        let topic = self.world.rng.index(self.topics.len());
+        let state = &mut self.topics[topic];
+        state.is_denied = !state.is_denied;
+        self.world.log.deny(&state.name, state.is_denied);
+        let line = format!("{} denied {}", state.name, state.is_denied);
+        self.world.recorder.note(&line);
+        self.tell_ends();
+    }
+
     /// The group throws a member out, or keeps it from hearing, or lets it hear again.
     pub fn group(&self) {
         let members = self.world.log.members(GROUP);
@@ -470,6 +483,8 @@ impl Brokers {
             self.end(0, committed);
         }
         for topic in 0..self.topics.len() {
+            self.topics[topic].is_denied = false;
+            self.world.log.deny(&self.topics[topic].name, false);
             for partition in 0..self.topics[topic].partitions.len() {
                 let place = self.place(topic, partition);
                 self.topics[topic].partitions[partition].has_leader = true;

@@ -117,10 +117,11 @@ enum Act {
     Replay,
     Maintain,
     Fault,
+    Deny,
     Rest,
 }
 
-fn acts(weights: &Weights) -> [(Act, u64); 17] {
+fn acts(weights: &Weights) -> [(Act, u64); 18] {
     let w = weights;
     [
         (Act::Produce, w.produce),
@@ -139,6 +140,7 @@ fn acts(weights: &Weights) -> [(Act, u64); 17] {
         (Act::Replay, w.replay),
         (Act::Maintain, w.maintain),
         (Act::Fault, w.fault),
+        (Act::Deny, w.deny),
         (Act::Rest, w.rest),
     ]
 }
@@ -183,6 +185,7 @@ impl Director {
             Act::Recreate => self.brokers.recreate(),
             Act::Leader => self.brokers.leader(),
             Act::Fault => self.brokers.fault(),
+            Act::Deny => self.brokers.deny(),
             Act::Group => self.brokers.group(),
             Act::Kill => {
                 if !self.archivers.is_empty() {
@@ -318,19 +321,30 @@ impl Director {
         }
     }
 
+    /// What is archived is given to its end, and then the log; of what stopped, only what is archived.
     async fn replay_all(&mut self, topic: TopicName, stopped: &[(TopicName, Option<i32>)]) {
-        let world = Arc::clone(&self.world);
-        let mut full: BTreeSet<i32> = self.brokers.partitions(&topic);
-        full.retain(|p| !stopped.contains(&(topic.clone(), Some(*p))));
-        if full.is_empty() || stopped.contains(&(topic.clone(), None)) {
-            return;
+        let all: BTreeSet<i32> = self.brokers.partitions(&topic);
+        let has_stopped = |p: &i32| {
+            stopped.contains(&(topic.clone(), Some(*p))) || stopped.contains(&(topic.clone(), None))
+        };
+        let (over, full): (BTreeSet<i32>, BTreeSet<i32>) = all.into_iter().partition(has_stopped);
+        if !full.is_empty() {
+            self.runs += 1;
+            let replay = RunningReplay::full(&self.world, self.runs, topic.clone(), &full);
+            self.finish(replay, full).await;
         }
-        self.runs += 1;
-        let run = self.runs;
-        let mut replay = RunningReplay::full(&world, run, topic, &full);
+        if !over.is_empty() {
+            self.runs += 1;
+            let replay = RunningReplay::archived(&self.world, self.runs, topic, &over);
+            self.finish(replay, BTreeSet::new()).await;
+        }
+    }
+
+    async fn finish(&self, mut replay: RunningReplay, full: BTreeSet<i32>) {
+        let (run, recorder) = (self.runs, &self.world.recorder);
         match replay.wait(RECOVERY).await {
-            Some(true) => world.recorder.record(Event::Finished { run, full }),
-            ended => world.recorder.record(Event::Wrong {
+            Some(true) => recorder.record(Event::Finished { run, full }),
+            ended => recorder.record(Event::Wrong {
                 what: format!("the last replay (run {run}): {ended:?}"),
             }),
         }

@@ -29,6 +29,11 @@ impl SimLog {
         &self.process.world.log
     }
 
+    fn is_stale(&self) -> bool {
+        let world = &self.process.world;
+        world.strikes(world.plan.faults.log_stale, "stale answer of the brokers")
+    }
+
     async fn pass(&self, what: &str) -> Result<(), LogError> {
         self.process.pass(what).await;
         let world = &self.process.world;
@@ -60,6 +65,11 @@ impl Log for SimLog {
     ) -> Result<BTreeMap<TopicName, Result<TopicInfo, LogError>>, LogError> {
         self.pass("describe").await?;
         let answer = self.log().describe(topics).await;
+        if self.is_stale() {
+            // it was true when it was given, and arrives when it is not any more
+            let world = &self.process.world;
+            world.clock.sleep(world.rng.millis(200, 4_000)).await;
+        }
         self.process.pass("described").await;
         answer
     }
@@ -71,6 +81,10 @@ impl Log for SimLog {
     ) -> Result<BTreeMap<TopicPartition, LogBounds>, LogError> {
         self.pass("bounds").await?;
         let answer = self.log().bounds(partitions, isolation).await;
+        if self.is_stale() {
+            let world = &self.process.world;
+            world.clock.sleep(world.rng.millis(200, 4_000)).await;
+        }
         self.process.pass("bounds known").await;
         answer
     }

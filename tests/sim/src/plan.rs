@@ -47,6 +47,10 @@ pub struct Faults {
     pub log: PerMille,
     /// The brokers: a reader's poll takes its time.
     pub poll_slow: PerMille,
+    /// The brokers: an answer about topics or bounds from a moment ago.
+    pub log_stale: PerMille,
+    /// A process' clock is wrong, by up to an hour behind or some seconds ahead.
+    pub skew: PerMille,
 }
 
 /// What the director does, by weight; 0 is never.
@@ -84,6 +88,8 @@ pub struct Weights {
     pub maintain: u64,
     /// A partition's reader meets a fault.
     pub fault: u64,
+    /// A topic is closed to everybody, or open again.
+    pub deny: u64,
     /// Nothing, for a while.
     pub rest: u64,
 }
@@ -157,6 +163,8 @@ impl Plan {
             delete: fault(150),
             log: fault(100),
             poll_slow: fault(300),
+            log_stale: fault(100),
+            skew: fault(500),
         };
         let weight = |often: u64| match rng.below(4) {
             0 | 1 => 0,
@@ -180,6 +188,7 @@ impl Plan {
             replay: 6 + weight(12),
             maintain: weight(4),
             fault: weight(4),
+            deny: weight(2),
             rest: 3,
         };
         let archivers = if rng.chance(350) { 2 } else { 1 };

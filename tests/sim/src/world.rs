@@ -38,6 +38,29 @@ pub struct SimClock {
     start: tokio::time::Instant,
 }
 
+/// A process' own clock: it goes as fast as any, and may be wrong.
+#[derive(Debug)]
+pub struct ProcessClock {
+    real: Arc<SimClock>,
+    /// Milliseconds ahead of the real one.
+    ahead: i64,
+}
+
+#[async_trait]
+impl Clock for ProcessClock {
+    fn now(&self) -> Millis {
+        Millis(self.real.now().0 + self.ahead)
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.real.elapsed()
+    }
+
+    async fn sleep(&self, duration: Duration) {
+        self.real.sleep(duration).await;
+    }
+}
+
 #[async_trait]
 impl Clock for SimClock {
     fn now(&self) -> Millis {
@@ -282,12 +305,21 @@ impl World {
     /// A new process.
     pub fn process(self: &Arc<Self>, kind: &str) -> Arc<Process> {
         let number = self.processes.fetch_add(1, Ordering::SeqCst);
+        let ahead = if self.strikes(self.plan.faults.skew, "wrong clock") {
+            i64::try_from(self.rng.below(3_630_000)).unwrap_or(0) - 3_600_000
+        } else {
+            0
+        };
         Arc::new(Process {
             name: format!("{kind}{number}"),
             number,
             world: Arc::clone(self),
             is_dead: AtomicBool::new(false),
             died: Notify::new(),
+            clock: Arc::new(ProcessClock {
+                real: Arc::clone(&self.clock),
+                ahead,
+            }),
             frozen_until: Mutex::new(Duration::ZERO),
         })
     }
@@ -303,6 +335,8 @@ pub struct Process {
     pub world: Arc<World>,
     is_dead: AtomicBool,
     died: Notify,
+    /// What it takes for the time.
+    pub clock: Arc<ProcessClock>,
     frozen_until: Mutex<Duration>,
 }
 

@@ -85,6 +85,8 @@ impl PartitionLog {
 #[derive(Debug, Default)]
 pub(super) struct Brokers {
     current: BTreeMap<String, u128>,
+    /// Every incarnation that a topic ever had, in order.
+    incarnations: BTreeMap<String, Vec<u128>>,
     logs: BTreeMap<LogId, PartitionLog>,
 }
 
@@ -92,6 +94,12 @@ impl Brokers {
     /// Topics that exist, with the incarnation that does.
     pub(super) fn topics(&self) -> impl Iterator<Item = (&str, u128)> {
         self.current.iter().map(|(name, id)| (name.as_str(), *id))
+    }
+
+    /// Every incarnation that a topic ever had, newest first.
+    pub(super) fn incarnations(&self, topic: &str) -> impl Iterator<Item = u128> {
+        let all = self.incarnations.get(topic);
+        all.into_iter().flatten().rev().copied()
     }
 
     pub(super) fn current(&self, topic: &str) -> Option<u128> {
@@ -115,6 +123,8 @@ impl Brokers {
                 topic_id,
                 partitions,
             } => {
+                let all = self.incarnations.entry(topic.clone()).or_default();
+                all.push(topic_id);
                 self.current.insert(topic, topic_id);
                 self.grow(topic_id, partitions);
             }

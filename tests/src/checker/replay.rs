@@ -14,6 +14,8 @@ struct Run {
     /// Per partition, generation and next offset.
     at: BTreeMap<i32, (u32, i64)>,
     rows: BTreeMap<(u32, i32), BTreeMap<i64, u64>>,
+    /// Whose records those of an era are that the ledger did not know when they came.
+    live: BTreeMap<u32, u128>,
 }
 
 #[derive(Debug, Default)]
@@ -116,9 +118,8 @@ impl Runs {
         state.at.insert(partition, (generation, end));
 
         // What it has to hold.
-        let log = log_of(ledger, generation, partition)
-            .or_else(|| Some((brokers.current(&topic)?, partition)))
-            .and_then(|id| brokers.log(id));
+        let log = incarnation(state, generation, (partition, &rows), ledger, brokers)
+            .and_then(|topic_id| brokers.log((topic_id, partition)));
         let Some(log) = log else {
             findings.broken(Rule::R9, format!("{name}: is of no topic that ever was"));
             return;
@@ -213,6 +214,31 @@ impl Runs {
             }
         }
     }
+}
+
+/// Which incarnation an era of a run is: the ledger's, or, before the ledger knows it, the one whose records came first.
+fn incarnation(
+    state: &mut Run,
+    generation: u32,
+    (partition, rows): (i32, &[(i64, u64)]),
+    ledger: &everlog_common::Ledger,
+    brokers: &Brokers,
+) -> Option<u128> {
+    if let Some(topic_id) = state.live.get(&generation) {
+        return Some(*topic_id);
+    }
+    if let Some((topic_id, _)) = log_of(ledger, generation, partition) {
+        return Some(topic_id);
+    }
+    let Some((offset, digest)) = rows.first() else {
+        return brokers.current(&state.topic);
+    };
+    let found = brokers.incarnations(&state.topic).find(|topic_id| {
+        let log = brokers.log((*topic_id, partition));
+        log.is_some_and(|log| log.versions(*offset).iter().any(|v| v.digest == *digest))
+    })?;
+    state.live.insert(generation, found);
+    Some(found)
 }
 
 /// The first batch of a partition in an era begins where archiving did, or behind a gap there.

@@ -131,7 +131,7 @@ pub fn snapshot(store: &Backing, snapshot: &SnapshotRef, version: FormatVersion)
     let list = store
         .bytes(list_name)
         .and_then(|bytes| ManifestList::parse_with_version(&bytes, version).ok());
-    for file in list.iter().flat_map(|list| list.entries()) {
+    for file in list.iter().flat_map(ManifestList::entries) {
         metadata.push(key_of(&file.manifest_path).to_owned());
         files.extend(store.manifest(&file.manifest_path, || manifest(store, &file.manifest_path)));
     }

@@ -78,7 +78,8 @@ impl Sum {
         for (kind, n) in &counts.faults {
             *self.faults.entry(kind).or_default() += n;
         }
-        if !report.outcome.violations.is_empty() {
+        if let Some(first) = report.outcome.violations.first() {
+            println!("seed {}: {first}", report.seed);
             self.failed.push(report);
         }
     }
@@ -119,9 +120,6 @@ fn report(sum: &Sum, took: Duration) {
     );
     for (kind, n) in &sum.faults {
         println!("  {n:>9} {kind}");
-    }
-    for failed in &sum.failed {
-        println!("seed {}: {}", failed.seed, failed.outcome.violations[0]);
     }
 }
 

@@ -510,12 +510,14 @@ impl Pipeline {
         if self.is_alone() {
             return;
         }
+        // one look may miss a topic, however seldom looks are
+        let patience = MISSING.max(2 * self.settings.discovery_interval);
         let looks = &mut self.looks;
         for info in &found.topics {
             looks.shared.insert(info.name.clone(), now);
         }
         looks.shared.retain(|name, seen| {
-            !looks.denied.contains_key(name) && now.saturating_sub(*seen) <= MISSING
+            !looks.denied.contains_key(name) && now.saturating_sub(*seen) <= patience
         });
         let topics: BTreeSet<TopicName> = looks.shared.keys().cloned().collect();
         // who shares nothing waits for nobody

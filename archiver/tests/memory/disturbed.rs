@@ -663,3 +663,33 @@ async fn h33_a_snapshot_is_accepted_once() {
     let error = running.end().await.unwrap_err();
     assert_eq!(failures(&error), vec![FailureKind::AnotherWriter]);
 }
+
+/// A topic that one look does not see is not given up, however far looks lie apart.
+#[tokio::test(start_paused = true)]
+async fn h14_a_look_that_misses_a_topic_takes_nothing_from_a_group_whose_looks_are_rare() {
+    let world = World::new();
+    world.log.create_topic(&topic("t"), 1);
+    world.produce(&tp("t", 0), 0..10);
+    let running = world.start(Settings {
+        group: Some("g".to_owned()),
+        discovery_interval: Duration::from_secs(120),
+        ..world.settings(&["t"])
+    });
+    world.wait_for_ledger(&tp("t", 0), 10).await;
+    let member = world.log.members("g")[0];
+    let owned = || world.log.owned("g", member).len();
+    // the second look does not see it, the third does
+    world.lens.hide(&topic("t"));
+    seconds(150).await;
+    world.lens.show(&topic("t"));
+    assert_eq!(owned(), 1, "the topic was given up for one look");
+    world.produce(&tp("t", 0), 10..20);
+    world.wait_for_ledger(&tp("t", 0), 20).await;
+    seconds(300).await;
+    assert_eq!(owned(), 1);
+    // and it is, once it stays away
+    world.lens.hide(&topic("t"));
+    seconds(600).await;
+    assert_eq!(owned(), 0);
+    running.end().await.unwrap();
+}

@@ -51,6 +51,15 @@ impl FailureKind {
         }
     }
 
+    /// Whether the reason may lie with this process alone (its permissions, its settings, what its client brought), so that
+    /// another member of the group may do better. What lies with the table or the log stops whoever tries.
+    pub(crate) const fn may_pass_by_others(self) -> bool {
+        match self {
+            Self::Configuration | Self::Denied | Self::Other => true,
+            Self::Corrupt | Self::AnotherWriter | Self::Gap | Self::Truncated => false,
+        }
+    }
+
     /// What an error of the archive means for its topic; none where it is worth waiting for.
     pub(crate) fn of_archive(error: &ArchiveError) -> Option<Self> {
         match error.kind() {

@@ -505,7 +505,8 @@ impl Pipeline {
 
     /// In a group: tells it which topics there are to share, by name. What an expression means is decided here, and here
     /// alone: clients and brokers have other languages for it, and would take in internal topics. A topic that is not seen is
-    /// kept for a while, since a look may miss one.
+    /// kept for a while, since a look may miss one. One that failed here for a reason that another member may not have is
+    /// left to the others, until this process is started again.
     async fn share(&mut self, found: &Discovered, now: Duration) {
         if self.is_alone() {
             return;
@@ -519,7 +520,16 @@ impl Pipeline {
         looks.shared.retain(|name, seen| {
             !looks.denied.contains_key(name) && now.saturating_sub(*seen) <= patience
         });
-        let topics: BTreeSet<TopicName> = looks.shared.keys().cloned().collect();
+        let is_ours_to_give_up = |name: &TopicName| {
+            let failure = self.topics.get(name).and_then(|t| t.failure.as_ref());
+            failure.is_some_and(|failure| failure.kind.may_pass_by_others())
+        };
+        let topics: BTreeSet<TopicName> = looks
+            .shared
+            .keys()
+            .filter(|name| !is_ours_to_give_up(name))
+            .cloned()
+            .collect();
         // who shares nothing waits for nobody
         if topics.is_empty() {
             self.status.no_trouble(Waiting::Group);

@@ -583,6 +583,8 @@ impl Pipeline {
                 continue;
             }
             if found.refused.contains_key(&name) {
+                // it may well be there: being refused is another matter than being missing
+                topic.missing_since = None;
                 continue;
             }
             let Some(info) = info else {

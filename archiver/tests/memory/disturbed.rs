@@ -742,3 +742,34 @@ async fn h14_a_look_that_misses_a_topic_takes_nothing_from_a_group_whose_looks_a
     assert_eq!(owned(), 0);
     running.end().await.unwrap();
 }
+
+/// Being refused is no step towards being gone.
+#[tokio::test(start_paused = true)]
+async fn a_topic_that_is_missed_before_and_after_a_refusal_is_not_gone() {
+    let world = World::new();
+    world.log.create_topic(&topic("t"), 1);
+    world.produce(&tp("t", 0), 0..10);
+    let running = world.start(Settings {
+        discovery_interval: Duration::from_secs(10),
+        ..world.settings(&["t"])
+    });
+    world.wait_for_ledger(&tp("t", 0), 10).await;
+    world.lens.hide(&topic("t"));
+    seconds(11).await;
+    world.lens.show(&topic("t"));
+    world.lens.deny(&topic("t"), true);
+    seconds(35).await;
+    world.lens.deny(&topic("t"), false);
+    world.lens.hide(&topic("t"));
+    seconds(11).await;
+    world.lens.show(&topic("t"));
+    let health = running.status.health();
+    assert!(
+        health.topics.contains_key("t"),
+        "it was forgotten: {health:?}"
+    );
+    world.produce(&tp("t", 0), 10..20);
+    world.wait_for_ledger(&tp("t", 0), 20).await;
+    running.end().await.unwrap();
+    world.assert_equals_log("t", 1).await;
+}

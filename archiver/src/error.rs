@@ -74,6 +74,16 @@ impl FailureKind {
     }
 }
 
+/// What kind of reason an error of the log is, for health.
+pub(crate) const fn reason_of_log(error: &LogError) -> &'static str {
+    match error {
+        LogError::Unavailable { .. } => "brokers",
+        LogError::Denied { .. } => FailureKind::Denied.as_str(),
+        LogError::Invalid { .. } => FailureKind::Configuration.as_str(),
+        _ => FailureKind::Other.as_str(),
+    }
+}
+
 /// What stopped, and why. It stays stopped until the process is started again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {

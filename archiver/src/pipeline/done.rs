@@ -15,7 +15,7 @@ use super::prepare::{Failure as PrepareFailure, Prepared};
 use super::topic::{Part, PartState};
 use super::{DENIALS_MAX, FENCES_MAX, MISSING, NOTHING_ASSIGNED, OBSERVATION, Pipeline};
 use crate::accumulator::Buffer;
-use crate::error::{Failure, FailureKind, one_line};
+use crate::error::{Failure, FailureKind, one_line, reason_of_log};
 use crate::headroom::{HeadroomFacts, headroom, start_speed};
 use crate::metrics::{PartitionLabels, ReasonLabels};
 use crate::recovery::{Decision, TopicRefusal};
@@ -708,7 +708,13 @@ impl Pipeline {
         let Targets { seen, denied } = match result {
             Ok(targets) => targets,
             Err(error) => {
-                self.status.trouble(Waiting::Brokers, &one_line(&error));
+                let why = format!(
+                    "the ends to catch up to are not known: {}",
+                    one_line(&error)
+                );
+                tracing::warn!(reason = %why, "trying again");
+                self.status
+                    .trouble_because(Waiting::Ends, reason_of_log(&error), &why);
                 let wait = self
                     .looks
                     .targets_backoff
@@ -717,6 +723,7 @@ impl Pipeline {
                 return;
             }
         };
+        self.status.no_trouble(Waiting::Ends);
         let Some(caught_up) = &mut self.caught_up else {
             return;
         };

@@ -743,6 +743,30 @@ async fn h14_a_look_that_misses_a_topic_takes_nothing_from_a_group_whose_looks_a
     running.end().await.unwrap();
 }
 
+#[tokio::test(start_paused = true)]
+async fn b04_a_catch_up_that_does_not_know_its_ends_says_why() {
+    let world = World::new();
+    world.log.create_topic(&topic("t"), 1);
+    world.produce(&tp("t", 0), 0..10);
+    world.lens.refuse(|ask| match ask {
+        Ask::Bounds(_) => Some(denied()),
+        Ask::Describe(_) => None,
+    });
+    let running = world.start(Settings {
+        until_caught_up: true,
+        ..world.settings(&["t"])
+    });
+    seconds(90).await;
+    let said = running.status.health().reasons;
+    let reason = said
+        .iter()
+        .find(|r| r.detail.contains("the ends to catch up to"));
+    let reason = reason.unwrap_or_else(|| panic!("{said:?}"));
+    assert_eq!((reason.reason, &reason.topic), ("denied", &None));
+    assert!(reason.detail.contains("not allowed"), "{reason:?}");
+    running.crash().await;
+}
+
 /// Being refused is no step towards being gone.
 #[tokio::test(start_paused = true)]
 async fn a_topic_that_is_missed_before_and_after_a_refusal_is_not_gone() {

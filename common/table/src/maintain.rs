@@ -86,6 +86,9 @@ pub struct MaintenanceSettings {
     pub orphan_age: Duration,
     /// How often data folders are searched for such files.
     pub orphan_interval: Duration,
+    /// At most so many metadata files that nothing of the table leads to are read in one round, to learn whose they are. Until
+    /// all of them are known, no more goes than those that are the table's own.
+    pub judged_max: usize,
 }
 
 impl Default for MaintenanceSettings {
@@ -96,6 +99,7 @@ impl Default for MaintenanceSettings {
             expired_grace: Duration::from_hours(1),
             orphan_age: Duration::from_hours(24),
             orphan_interval: Duration::from_hours(24),
+            judged_max: 1_000,
         }
     }
 }

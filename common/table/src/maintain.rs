@@ -17,7 +17,8 @@
 //! - G4 Time is the object store's: a clock of ours that runs ahead makes nothing old.
 //! - G5 Nothing goes where another table's metadata is found, nor where no file of the table's own is shown: two catalogs
 //!   on one warehouse, or a table that was dropped and made anew, may have put two tables into one folder. Data folders
-//!   are searched below the table's own location only.
+//!   are searched below the table's own location only. The default one may show none once new files go elsewhere, if
+//!   another table at this location would show by its metadata, and nothing that is needed has the name of a file there.
 
 use std::time::Duration;
 

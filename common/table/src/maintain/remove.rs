@@ -96,6 +96,8 @@ fn is_below(uri: &str, folder: &str) -> bool {
 struct Needed {
     /// Under both keys: a name that only looks needed stays, which does no harm.
     keys: BTreeSet<Key>,
+    /// The data files among them, by their names without any folder. Known where data is searched.
+    data_names: BTreeSet<Key>,
     /// Some that the listing of metadata must show (G3).
     witnesses: Vec<String>,
     /// Metadata files that are proven to be superseded since this long.
@@ -290,12 +292,13 @@ impl Archive {
                     sorted.add(object);
                 }
             }
-            // Whose files these are is told by the table's own among them; where none is shown, all of them stay.
-            if sorted.shown == 0 && sorted.due.len() > before {
+            // Whose files these are is told by the table's own among them.
+            let others = sorted.due.get(before..).unwrap_or_default();
+            if sorted.shown == 0
+                && let Some(reason) = whose(metadata, sorted.needed, &folder, others)
+            {
                 sorted.due.truncate(before);
-                report.held_back = Some(format!(
-                    "{folder} shows none of the table's data files, so that nothing tells whose the others are; they stay"
-                ));
+                report.held_back = Some(reason);
             }
         }
         Ok(())
@@ -549,6 +552,9 @@ impl Archive {
                         // What is deleted in one snapshot is needed by an older one, which has it in its own manifests.
                         if entry.is_alive() {
                             needed.add(entry.file_path());
+                            needed
+                                .data_names
+                                .insert(hash_of(name_of(entry.file_path())));
                         }
                     }
                 }
@@ -802,6 +808,53 @@ fn data_folders(metadata: &TableMetadata) -> (Vec<String>, Option<String>) {
     } else {
         (vec![plain], Some(configured))
     }
+}
+
+/// Why files stay that a folder shows which shows none of the table's own; none where they are known to be the table's.
+///
+/// The default folder of a table whose files go elsewhere by now may well hold nothing but what is left of old times.
+/// Everything there is the table's own if no other table is at its location, which would show where metadata is by default
+/// (G5); and none of it is needed if nothing that the table needs has such a name, in whatever folder it says that is (links,
+/// hosts of two names).
+fn whose(
+    metadata: &TableMetadata,
+    needed: &Needed,
+    folder: &str,
+    others: &[Candidate],
+) -> Option<String> {
+    let first = others.first()?;
+    let known = others.iter().find(|other| {
+        needed
+            .data_names
+            .contains(&hash_of(name_of(&other.object.uri)))
+    });
+    if let Some(known) = known {
+        return Some(format!(
+            "the table needs a file of the name of {}, and says that it is in another folder: one folder may have two names; \
+             name it in the table as it is listed",
+            known.object.uri
+        ));
+    }
+    let location = metadata.location().trim_end_matches('/');
+    let (searched, elsewhere) = data_folders(metadata);
+    let goes_elsewhere = searched.len() > 1 || elsewhere.is_some();
+    let is_left = goes_elsewhere && folder == format!("{location}/data");
+    let would_show = metadata_folder(metadata) == format!("{location}/metadata");
+    if is_left && would_show && !needed.data_names.is_empty() {
+        return None;
+    }
+    Some(format!(
+        "{folder} shows none of the table's data files, so that nothing tells whose the {} others are (as {}); they stay. If \
+         new files go there, this ends with the next commit; else, where no other table or program keeps files there, \
+         delete them by hand",
+        others.len(),
+        first.object.uri
+    ))
+}
+
+/// The last part of a name.
+fn name_of(uri: &str) -> &str {
+    uri.rsplit('/').next().unwrap_or(uri)
 }
 
 /// Whether data files lie in the metadata folder or below it, by what the table says of itself

@@ -720,6 +720,92 @@ async fn d1_another_tables_metadata_among_many_of_our_own_is_found_before_anythi
     rig.check().await;
 }
 
+/// Adds rows in a file of this name; another file, in the default folder, is written for it and never committed.
+async fn append_at(rig: &Rig, archive: &Archive, name: &str) -> String {
+    let ledger = archive.state().await.expect("a state").ledger;
+    let mut request = rig.request_of(vec![rig.advance(&ledger, 0, 2)]).await;
+    let orphan = request.files[0].data_file.file_path().to_owned();
+    request.files[0] = rig.file_at(name, request.files[0].ranges.clone()).await;
+    committed(archive.append(request).await);
+    orphan
+}
+
+/// A table whose files go to `{location}/fast`, with two orphans in the default folder: one of them is old.
+async fn with_an_old_folder(rig: &Rig, more: &[(&str, &str)]) -> String {
+    let archive = rig.process().await;
+    let table = rig.load().await;
+    let location = table.metadata.location().to_owned();
+    let data = ("write.data.path", "fast");
+    let updates = std::iter::once(&data)
+        .chain(more)
+        .map(|(key, folder)| ((*key).to_owned(), format!("{location}/{folder}")))
+        .collect();
+    let updates = vec![TableUpdate::SetProperties { updates }];
+    rig.commit(&table, vec![], updates).await;
+    let orphan = append_at(rig, &archive, &format!("{location}/fast/a.parquet")).await;
+    rig.stamp_files();
+    rig.clock.advance(HOUR * 48);
+    append_at(rig, &archive, &format!("{location}/fast/b.parquet")).await;
+    rig.stamp_files();
+    orphan
+}
+
+#[tokio::test]
+async fn an_old_data_folder_that_holds_orphans_only_is_emptied() {
+    let rig = Rig::new(93);
+    let orphan = with_an_old_folder(&rig, &[]).await;
+    let archive = rig.process().await;
+    let settings = MaintenanceSettings::default();
+    let report = archive.maintain(&settings).await.expect("maintained");
+    assert_eq!((report.held_back, report.files_deleted), (None, 1));
+    assert_eq!(left_of(&archive, &[orphan]).await, 0);
+    rig.check().await;
+}
+
+#[tokio::test]
+async fn an_old_data_folder_with_a_file_of_a_needed_name_is_left_alone() {
+    let rig = Rig::new(94);
+    let orphan = with_an_old_folder(&rig, &[]).await;
+    // one folder under two names, say by a link: what the table names in the one is listed in the other
+    let needed = orphan.replace(orphan.rsplit('/').next().expect("a name"), "a.parquet");
+    let archive = rig.process().await;
+    let storage = archive.storage().await.expect("a store");
+    let bytes = bytes::Bytes::from_static(b"rows");
+    storage.put(&needed, bytes).await.expect("stored");
+    rig.stamp_files();
+    rig.clock.advance(HOUR * 48);
+    append_at(&rig, &archive, &orphan.replace("/data/", "/fast/c-")).await;
+    rig.stamp_files();
+    let settings = MaintenanceSettings::default();
+    let report = archive.maintain(&settings).await.expect("maintained");
+    assert!(
+        report
+            .held_back
+            .is_some_and(|why| why.contains("two names"))
+    );
+    assert_eq!(left_of(&archive, &[orphan, needed]).await, 2);
+    rig.check().await;
+}
+
+#[tokio::test]
+async fn an_old_data_folder_where_another_table_would_not_show_waits_for_an_operator() {
+    let rig = Rig::new(95);
+    let orphan = with_an_old_folder(&rig, &[("write.metadata.path", "meta")]).await;
+    let settings = MaintenanceSettings::default();
+    let archive = rig.process().await;
+    let report = archive.maintain(&settings).await.expect("maintained");
+    let why = report.held_back.expect("a reason");
+    assert!(why.contains(&orphan) && why.contains("by hand"), "{why}");
+    assert_eq!(left_of(&archive, std::slice::from_ref(&orphan)).await, 1);
+    // who has done what it says is not told again
+    let storage = archive.storage().await.expect("a store");
+    storage.delete(&orphan).await.expect("deleted");
+    let fresh = rig.process().await;
+    let report = fresh.maintain(&settings).await.expect("maintained");
+    assert_eq!(report.held_back, None);
+    rig.check().await;
+}
+
 /// Deletes old metadata as a server does that keeps few versions: all but the current.
 fn forget_old_metadata(rig: &Rig, current: &str) {
     let name = current.rsplit('/').next().expect("a name");

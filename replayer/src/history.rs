@@ -161,7 +161,7 @@ impl History {
         let reading = &self.reading;
         let limits = Limits {
             hold_bytes: reading.memory_bytes / 4,
-            decode_bytes: reading.memory_bytes / 8 * 3,
+            decode_bytes: reading.memory_bytes / 4,
             units: reading.threads * UNITS_PER_THREAD,
             files: FILES_AHEAD,
         };

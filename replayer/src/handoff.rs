@@ -153,6 +153,8 @@ pub enum SeamError {
         position: Offset,
         /// Where the log (or our record's epoch in it) ends.
         end: Offset,
+        /// It is the epoch that ended. A log's end may trail behind a new leader's; where an epoch ended does not change.
+        by_epoch: bool,
     },
     /// The live topic has fewer partitions than the archive.
     #[error("partition {partition} is in the archive, but not in the live topic any more")]
@@ -166,6 +168,11 @@ impl SeamError {
     /// Whether it is a gap in the data.
     pub const fn is_gap(&self) -> bool {
         matches!(self, Self::Hole { .. })
+    }
+
+    /// Whether no later look at either tier can say otherwise.
+    pub const fn is_final(&self) -> bool {
+        matches!(self, Self::Truncated { by_epoch: true, .. })
     }
 }
 
@@ -292,6 +299,7 @@ fn start_of(
             partition,
             position: offset,
             end,
+            by_epoch: epoch_end.is_some_and(|end| end < offset),
         });
     }
     Ok(StartAt {

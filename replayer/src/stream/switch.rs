@@ -150,6 +150,9 @@ pub(super) async fn switch(mut input: SwitchInput) -> Result<Switched, ReplayErr
                         let live = (facts, starts, checked_at);
                         return input.live(cluster, live, prepared.take()).await;
                     }
+                    Decision::Stuck(problem) if problem.is_final() => {
+                        return Err(seam(&context, problem));
+                    }
                     Decision::Stuck(problem) => seam(&context, problem),
                     Decision::NewerSnapshot => ReplayError::Stopped("the switch"),
                 }

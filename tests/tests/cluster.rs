@@ -294,7 +294,7 @@ async fn h10_p12_after_an_unclean_election_no_other_records_take_archived_offset
     // what was read and not committed is void: the lost records never come into the table, those in their place do
     let said = reading.log();
     assert_eq!(reading.wait(PATIENCE), Some(1), "{said}");
-    assert_eq!(next(&reads, topic, CUT).await, 0, "{}", said);
+    assert_eq!(next(&reads, topic, CUT).await, 0, "{said}");
     reads.archive();
     let archived = reads.replay(topic, &["--until", "snapshot"]);
     assert_same(&log, &archived, "what is archived after it");

@@ -12,7 +12,7 @@
 
 /// The share of memory that encoding and uploading files may take beside the rows themselves: for each thread that encodes a
 /// row group, once as its pages and once as it goes out, and the parts on their way. Rows that do not compress take it all.
-const ENCODING_BYTES: usize = 112 << 20;
+const ENCODING_BYTES: usize = 80 << 20;
 
 /// What the process takes beside rows: partitions, their positions and metrics, the client's threads, and what the allocator
 /// cannot give back.

@@ -51,6 +51,15 @@ impl FailureKind {
         }
     }
 
+    /// Whether the reason may lie with this process alone (its permissions, its settings, what its client brought), so that
+    /// another member of the group may do better. What lies with the table or the log stops whoever tries.
+    pub(crate) const fn may_pass_by_others(self) -> bool {
+        match self {
+            Self::Configuration | Self::Denied | Self::Other => true,
+            Self::Corrupt | Self::AnotherWriter | Self::Gap | Self::Truncated => false,
+        }
+    }
+
     /// What an error of the archive means for its topic; none where it is worth waiting for.
     pub(crate) fn of_archive(error: &ArchiveError) -> Option<Self> {
         match error.kind() {
@@ -62,6 +71,16 @@ impl FailureKind {
             ArchiveErrorKind::Stale => Some(Self::Other),
             ArchiveErrorKind::Invalid | ArchiveErrorKind::NameClash => Some(Self::Configuration),
         }
+    }
+}
+
+/// What kind of reason an error of the log is, for health.
+pub(crate) const fn reason_of_log(error: &LogError) -> &'static str {
+    match error {
+        LogError::Unavailable { .. } => "brokers",
+        LogError::Denied { .. } => FailureKind::Denied.as_str(),
+        LogError::Invalid { .. } => FailureKind::Configuration.as_str(),
+        _ => FailureKind::Other.as_str(),
     }
 }
 

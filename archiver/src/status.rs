@@ -38,7 +38,7 @@ struct State {
     /// Why it is not ready, once that is known.
     waits_for: Option<String>,
     /// What the whole process waits for: each of these is released by nothing but its own success.
-    waiting: BTreeMap<Waiting, Hold>,
+    waiting: BTreeMap<Waiting, Wait>,
     topics: BTreeMap<TopicName, TopicState>,
 }
 
@@ -53,12 +53,14 @@ pub(crate) enum Waiting {
     Group,
     /// The logs' bounds are looked at: while they are not, nobody knows whether offsets stand still.
     Bounds,
+    /// The ends that a catch-up runs to are asked for: until they are known, it does not end.
+    Ends,
 }
 
 impl Waiting {
     const fn as_str(self) -> &'static str {
         match self {
-            Self::Brokers | Self::Reader | Self::Bounds => "brokers",
+            Self::Brokers | Self::Reader | Self::Bounds | Self::Ends => "brokers",
             Self::Group => "group",
         }
     }
@@ -82,6 +84,13 @@ struct PartitionState {
     /// No broker answers for it.
     unanswered: Option<Hold>,
     failure: Option<Failure>,
+}
+
+/// What the whole process waits for, and what kind of reason that has.
+#[derive(Debug)]
+struct Wait {
+    hold: Hold,
+    reason: &'static str,
 }
 
 /// Something that is tried again.
@@ -179,7 +188,7 @@ impl StatusHandle {
         if state.is_ready {
             return None;
         }
-        let why = state.waiting.values().next().map(|hold| &hold.why);
+        let why = state.waiting.values().next().map(|wait| &wait.hold.why);
         let why = why.or(state.waits_for.as_ref());
         Some(why.map_or_else(|| "topics are being looked up".to_owned(), Clone::clone))
     }
@@ -190,13 +199,13 @@ impl StatusHandle {
         let patience = self.inner.patience;
         let state = self.lock();
         let mut reasons = Vec::new();
-        for (waiting, hold) in &state.waiting {
-            if now.saturating_sub(hold.since) > patience {
+        for wait in state.waiting.values() {
+            if now.saturating_sub(wait.hold.since) > patience {
                 reasons.push(Reason {
                     topic: None,
                     partition: None,
-                    reason: waiting.as_str(),
-                    detail: hold.why.clone(),
+                    reason: wait.reason,
+                    detail: wait.hold.why.clone(),
                 });
             }
         }
@@ -230,15 +239,29 @@ impl StatusHandle {
         self.count_error(None, "log");
     }
 
+    /// The same, for a reason that is not the one that it mostly has.
+    pub(crate) fn trouble_because(&self, what: Waiting, reason: &'static str, why: &str) {
+        self.wait_because(what, reason, why);
+        self.count_error(None, "log");
+    }
+
     /// The whole process waits for something, which may be quite in order.
     pub(crate) fn wait_for(&self, what: Waiting, why: &str) {
+        self.wait_because(what, what.as_str(), why);
+    }
+
+    fn wait_because(&self, what: Waiting, reason: &'static str, why: &str) {
         let since = self.inner.clock.elapsed();
         let mut state = self.lock();
-        let hold = state.waiting.entry(what).or_insert(Hold {
-            since,
-            why: String::new(),
+        let wait = state.waiting.entry(what).or_insert(Wait {
+            hold: Hold {
+                since,
+                why: String::new(),
+            },
+            reason,
         });
-        why.clone_into(&mut hold.why);
+        wait.reason = reason;
+        why.clone_into(&mut wait.hold.why);
     }
 
     /// That very thing works again.

@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use support::broker::{Broker, queue, send, transaction};
+use support::counted::Counted;
 use support::{Rows, archived_rows, assert_same, o, p, rows_of, topic, tp, visible_in};
 
 struct Real {
@@ -100,11 +101,16 @@ impl Real {
     }
 
     async fn start(&self, settings: Settings) -> Running {
+        let log = Arc::new(self.log());
+        Self::start_on(settings, log, self.catalog().await)
+    }
+
+    fn start_on(settings: Settings, log: Arc<dyn Log>, catalog: Arc<dyn Catalog>) -> Running {
         let archiver = Archiver::new(
             settings,
             Components {
-                log: Arc::new(self.log()),
-                catalog: self.catalog().await,
+                log,
+                catalog,
                 clock: Arc::new(SystemClock::default()),
                 ids: Arc::new(RandomIds),
             },
@@ -424,6 +430,62 @@ async fn h23_a_rebalance_storm_loses_and_doubles_nothing_and_makes_progress() {
         member.end().await.unwrap();
     }
     real.assert_equals_log(name, 6).await;
+}
+
+/// A round of many tables is as much work as so many rounds of one, whatever the tables hold by then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_round_of_commits_asks_brokers_and_catalog_once_for_each_table() {
+    const TOPICS: usize = 24;
+    const ROUNDS: usize = 4;
+    let real = Real::new();
+    let names: Vec<String> = (0..TOPICS).map(|n| format!("real.many.{n:02}")).collect();
+    let producer = real.broker.producer(&[]);
+    for name in &names {
+        real.broker.create(name, 1).await;
+        send(&producer, &tp(name, 0), 0..100);
+    }
+    // what is looked at besides, now and then, is no part of a commit
+    let settings = Settings {
+        discovery_interval: Duration::from_secs(3600),
+        ..real.settings(&["^real\\.many\\."])
+    };
+    let log: Arc<Counted<dyn Log>> = Counted::new(Arc::new(real.log()));
+    let catalog = Counted::new(real.catalog().await);
+    let running = Real::start_on(
+        settings,
+        Arc::clone(&log) as Arc<dyn Log>,
+        Arc::clone(&catalog) as Arc<dyn Catalog>,
+    );
+    for round in 0..=ROUNDS {
+        if round > 0 {
+            for name in &names {
+                send(&producer, &tp(name, 0), 99 + round..100 + round);
+            }
+        }
+        let next = 100 + i64::try_from(round).unwrap();
+        for name in &names {
+            real.wait_for_ledger(&tp(name, 0), 0, next).await;
+        }
+        let (brokers, tables) = (log.take(), catalog.take());
+        if round == 0 {
+            continue;
+        }
+        println!("round {round}: {brokers:?} {tables:?}");
+        let asked = |what: &str| brokers.get(what).copied().unwrap_or(0);
+        for what in ["describe", "bounds", "epoch_ends"] {
+            // the logs are looked at once in a while
+            let allowed = TOPICS..=TOPICS + 1;
+            assert!(allowed.contains(&asked(what)), "round {round}: {brokers:?}");
+        }
+        assert_eq!(asked("open"), 0, "round {round}");
+        assert_eq!(tables.get("commit"), Some(&TOPICS), "round {round}");
+        let loads = tables.get("load").copied().unwrap_or(0);
+        assert!(loads <= TOPICS, "round {round}: {tables:?}");
+    }
+    running.end().await.unwrap();
+    for name in &names {
+        real.assert_equals_log(name, 1).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -52,6 +52,11 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 static ALLOCATOR_OPTIONS: &[u8; 101] =
     b"narenas:1,thp:always,oversize_threshold:0,dirty_decay_ms:100,muzzy_decay_ms:0,background_thread:true\0";
 
+/// The archiver's threads for what may block: requests to brokers, hashing, encoding, files. Each keeps memory of its own that
+/// no budget counts, and as many tables as there are may commit at once. More than the requests to brokers that run at once, and
+/// than the encoders, which wait for their files to be written.
+const BLOCKING_THREADS: usize = 64;
+
 /// Kafka and Iceberg as one log: archive every record exactly once, replay it, go on live
 #[derive(Debug, Parser)]
 #[command(name = "everlog", bin_name = "everlog", version, max_term_width = 100, after_long_help = AFTER_HELP)]
@@ -135,9 +140,11 @@ fn run(cli: Cli) -> Result<(), Failure> {
     telemetry::start(cli.log_format, cli.log_level.as_deref(), level)?;
     process::arm_kill_at()?;
     let settings = |needs| Ok::<_, Failure>(document()?.settings(needs)?);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if matches!(command, Command::Archive(_)) {
+        runtime.max_blocking_threads(BLOCKING_THREADS);
+    }
+    let runtime = runtime.enable_all().build()?;
     let ended = runtime.block_on(async {
         match command {
             Command::Demo(args) => demo::run(args).await,

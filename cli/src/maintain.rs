@@ -49,6 +49,8 @@ pub(crate) async fn run(args: &MaintainArgs, settings: &Settings) -> Result<(), 
     let mut maintenance = MaintenanceSettings {
         // Asked for by hand: folders are searched now, however lately that was done.
         orphan_interval: Duration::ZERO,
+        // There may be no next round that remembers what this one has looked at.
+        judged_max: usize::MAX,
         ..maintenance_settings(settings)
     };
     if maintenance.removal == Removal::Off {

@@ -75,6 +75,16 @@ impl Incarnation {
     }
 }
 
+/// The last record that was read of a partition. The position may lie behind it: offsets without records follow, such as the
+/// marker that a later leader wrote to end a transaction of an earlier one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LastRead {
+    /// Its leader's epoch.
+    pub leader_epoch: i32,
+    /// The offset after it: so far, and no farther, its epoch must reach.
+    pub next: Offset,
+}
+
 /// Where we are.
 #[derive(Debug, Clone, Copy)]
 pub struct Place<'a> {
@@ -86,8 +96,8 @@ pub struct Place<'a> {
     pub positions: &'a Positions,
     /// Whose positions those of the newest generation are, where known.
     pub incarnation: Option<&'a Incarnation>,
-    /// Leader epoch of the last record before the position, where known.
-    pub epochs: &'a BTreeMap<Partition, i32>,
+    /// The last record before the position, where it and its epoch are known.
+    pub epochs: &'a BTreeMap<Partition, LastRead>,
     /// The partitions asked for; none: all.
     pub wanted: Option<&'a BTreeSet<Partition>>,
 }
@@ -154,6 +164,8 @@ pub enum SeamError {
         position: Offset,
         /// Where the log (or our record's epoch in it) ends.
         end: Offset,
+        /// It is the epoch that ended. A log's end may trail behind a new leader's; where an epoch ended does not change.
+        by_epoch: bool,
     },
     /// The live topic has fewer partitions than the archive.
     #[error("partition {partition} is in the archive, but not in the live topic any more")]
@@ -167,6 +179,11 @@ impl SeamError {
     /// Whether it is a gap in the data.
     pub const fn is_gap(&self) -> bool {
         matches!(self, Self::Hole { .. })
+    }
+
+    /// Whether no later look at either tier can say otherwise.
+    pub const fn is_final(&self) -> bool {
+        matches!(self, Self::Truncated { by_epoch: true, .. })
     }
 }
 
@@ -294,18 +311,24 @@ fn start_of(
         offset => offset,
     };
     not_before(bounds.log_start, generation, partition, offset)?;
-    let end = epoch_end.map_or(bounds.high_watermark, |end| end.min(bounds.high_watermark));
+    let last = place.epochs.get(&partition);
+    let cut = last.zip(epoch_end);
+    let cut = cut.and_then(|(last, end)| (end < last.next.min(offset)).then_some(end));
+    let end = cut.map_or(bounds.high_watermark, |end| end.min(bounds.high_watermark));
     if end < offset && was_read(place, position, partition) {
         return Err(SeamError::Truncated {
             partition,
             position: offset,
             end,
+            by_epoch: cut.is_some(),
         });
     }
+    // The client compares it with the position as well: only one that reaches there.
+    let reaches = |last: &&LastRead| last.next >= offset || epoch_end.is_some_and(|e| e >= offset);
     Ok(StartAt {
         // A position that was only asked for may lie beyond the end: the log is read from there on, once it is there.
         offset: offset.min(bounds.end.max(bounds.log_start)),
-        leader_epoch: place.epochs.get(&partition).copied(),
+        leader_epoch: last.filter(reaches).map(|last| last.leader_epoch),
     })
 }
 

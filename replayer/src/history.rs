@@ -159,10 +159,9 @@ impl History {
 
     fn begin(&self, phase: Phase) -> Current {
         let reading = &self.reading;
-        // What is being decoded is there twice: as it was fetched, and as rows.
         let limits = Limits {
             hold_bytes: reading.memory_bytes / 4,
-            decode_bytes: reading.memory_bytes / 16 * 3,
+            decode_bytes: reading.memory_bytes / 4,
             units: reading.threads * UNITS_PER_THREAD,
             files: FILES_AHEAD,
         };

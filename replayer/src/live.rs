@@ -17,7 +17,7 @@ use everlog_kafka::{
 };
 
 use crate::error::ReplayError;
-use crate::handoff::LiveFacts;
+use crate::handoff::{LastRead, LiveFacts};
 
 /// Requests are repeated for so long while the cluster is not available.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -43,7 +43,7 @@ impl Cluster {
     /// cluster, or the leader of a partition that matters, is not available the questions are repeated, for a bounded time.
     pub(crate) async fn facts(
         &self,
-        epochs: &BTreeMap<Partition, i32>,
+        epochs: &BTreeMap<Partition, LastRead>,
     ) -> Result<Option<LiveFacts>, LogError> {
         let mut patience = Patience::new(self);
         loop {
@@ -78,7 +78,10 @@ impl Cluster {
     }
 
     /// The identity is read before and after the bounds, so that both are of one incarnation.
-    async fn ask(&self, epochs: &BTreeMap<Partition, i32>) -> Result<Option<LiveFacts>, LogError> {
+    async fn ask(
+        &self,
+        epochs: &BTreeMap<Partition, LastRead>,
+    ) -> Result<Option<LiveFacts>, LogError> {
         let Some((identity, partitions)) = self.identity().await? else {
             return Ok(None);
         };
@@ -92,7 +95,7 @@ impl Cluster {
         let asked: Vec<(TopicPartition, i32)> = epochs
             .iter()
             .filter(|(p, _)| partitions.contains(p) && matters(p))
-            .map(|(p, epoch)| (self.partition(*p), *epoch))
+            .map(|(p, last)| (self.partition(*p), last.leader_epoch))
             .collect();
         let ends = if asked.is_empty() {
             BTreeMap::new()

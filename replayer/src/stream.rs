@@ -32,7 +32,7 @@ pub(crate) use self::open::isolation_of;
 use self::switch::{SwitchInput, Switched, switch};
 use self::tail::ReadingLive;
 use crate::error::ReplayError;
-use crate::handoff::Incarnation;
+use crate::handoff::{Incarnation, LastRead};
 use crate::history::lanes::Stops;
 use crate::history::merger::first_at_or_after;
 use crate::history::{History, HistoryItem};
@@ -105,8 +105,8 @@ pub struct EventStream {
     positions: Positions,
     /// Whose positions those of the newest generation are.
     incarnation: Option<Incarnation>,
-    /// Leader epoch of the last record before the position.
-    epochs: BTreeMap<Partition, i32>,
+    /// The last record before the position.
+    epochs: BTreeMap<Partition, LastRead>,
     gaps: Vec<Gap>,
     rate: Option<RateLimit>,
     meter: Meter,
@@ -289,8 +289,12 @@ impl EventStream {
         self.positions.insert(batch.partition, position);
         if let Some(last) = rows.checked_sub(1) {
             let row = batch.columns.row(last);
-            if let Some(epoch) = row.leader_epoch {
-                self.epochs.insert(batch.partition, epoch);
+            if let Some(leader_epoch) = row.leader_epoch {
+                let last = LastRead {
+                    leader_epoch,
+                    next: row.offset.next(),
+                };
+                self.epochs.insert(batch.partition, last);
             }
             self.meter
                 .emitted(rows as u64, Some(Millis(row.timestamp_ms)), now);
@@ -381,7 +385,7 @@ impl EventStream {
     }
 
     /// Leader epochs as the ledger has them, for partitions that go on where it ends.
-    fn cut_epochs(&self) -> BTreeMap<Partition, i32> {
+    fn cut_epochs(&self) -> BTreeMap<Partition, LastRead> {
         let mut epochs = self.epochs.clone();
         let Some((generation, newest)) = self.ledger.newest() else {
             return epochs;
@@ -393,7 +397,10 @@ impl EventStream {
             };
             let ahead = self.reached.get(partition).is_some_and(|at| *at > cut);
             match entry.leader_epoch {
-                Some(epoch) if !ahead => epochs.insert(*partition, epoch),
+                Some(leader_epoch) if !ahead => {
+                    let next = entry.next;
+                    epochs.insert(*partition, LastRead { leader_epoch, next })
+                }
                 None if !ahead => epochs.remove(partition),
                 _ => None,
             };

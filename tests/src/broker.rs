@@ -25,6 +25,15 @@ use crate::compare::{Log, Record};
 /// How long any single request or wait may last.
 pub const PATIENCE: Duration = Duration::from_mins(1);
 
+/// Where a partition is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Copies {
+    /// The broker that leads it; none where no broker does.
+    pub leader: Option<i32>,
+    /// The brokers whose copies are whole.
+    pub in_sync: BTreeSet<i32>,
+}
+
 /// A handle on a cluster.
 #[derive(Debug, Clone)]
 pub struct Broker {
@@ -51,35 +60,55 @@ impl Broker {
 
     /// Creates a topic that keeps everything, unless `config` says otherwise.
     pub async fn create(&self, topic: &str, partitions: i32, config: &[(&str, &str)]) {
-        let mut new = NewTopic::new(topic, partitions, TopicReplication::Fixed(-1));
-        if !config.iter().any(|(k, _)| *k == "retention.ms") {
-            new = new.set("retention.ms", "-1");
-        }
-        // Kafka 4 refuses timestamps more than an hour ahead, unless told otherwise (H18).
-        for key in [
-            "message.timestamp.after.max.ms",
-            "message.timestamp.before.max.ms",
-        ] {
-            new = new.set(key, "9223372036854775807");
-        }
-        for (key, value) in config {
-            new = new.set(key, value);
-        }
+        self.create_all(&[topic], partitions, config).await;
+    }
+
+    /// Several such topics at once.
+    pub async fn create_all(&self, topics: &[&str], partitions: i32, config: &[(&str, &str)]) {
+        let new = |topic| NewTopic::new(topic, partitions, TopicReplication::Fixed(-1));
+        self.make(topics.iter().copied().map(new).collect(), config)
+            .await;
+    }
+
+    /// The same with each partition's copies where they are wanted: `nodes[p]` are the brokers of partition `p`, first
+    /// the one that is to lead it.
+    pub async fn create_on(&self, topic: &str, nodes: &[&[i32]], config: &[(&str, &str)]) {
+        let partitions = i32::try_from(nodes.len()).expect("a partition count");
+        let new = NewTopic::new(topic, partitions, TopicReplication::Variable(nodes));
+        self.make(vec![new], config).await;
+    }
+
+    async fn make<'a>(&self, topics: Vec<NewTopic<'a>>, config: &[(&'a str, &'a str)]) {
+        let topics: Vec<NewTopic<'_>> = topics
+            .into_iter()
+            .map(|new| configured(new, config))
+            .collect();
         let options = AdminOptions::new().operation_timeout(Some(PATIENCE));
         for result in self
             .admin()
-            .create_topics([&new], &options)
+            .create_topics(&topics, &options)
             .await
-            .expect("create topic")
+            .expect("create topics")
         {
-            result.unwrap_or_else(|e| panic!("cannot create {topic}: {e:?}"));
+            result.unwrap_or_else(|(topic, e)| panic!("cannot create {topic}: {e:?}"));
         }
-        self.await_topic(topic, partitions);
+        let made: Vec<_> = topics.iter().map(|t| (t.name, t.num_partitions)).collect();
+        self.await_topics(&made);
     }
 
     /// Waits until every client sees `partitions` partitions.
     pub fn await_topic(&self, topic: &str, partitions: i32) {
+        self.await_topics(&[(topic, partitions)]);
+    }
+
+    fn await_topics(&self, topics: &[(&str, i32)]) {
         let consumer: BaseConsumer = self.config().create().expect("consumer");
+        for (topic, partitions) in topics {
+            Self::await_one(&consumer, topic, *partitions);
+        }
+    }
+
+    fn await_one(consumer: &BaseConsumer, topic: &str, partitions: i32) {
         let due = Instant::now() + PATIENCE;
         loop {
             let seen = consumer
@@ -94,6 +123,38 @@ impl Broker {
                 "topic {topic} never had {partitions} partitions"
             );
             std::thread::yield_now();
+        }
+    }
+
+    /// Waits until the cluster says so of a partition's copies.
+    #[track_caller]
+    pub fn await_copies(
+        &self,
+        topic: &str,
+        partition: i32,
+        what: &str,
+        is_so: impl Fn(&Copies) -> bool,
+    ) {
+        let consumer: BaseConsumer = self.config().create().expect("consumer");
+        let due = Instant::now() + PATIENCE;
+        loop {
+            let metadata = consumer.fetch_metadata(Some(topic), Duration::from_secs(5));
+            let copies = metadata.ok().and_then(|metadata| {
+                let partitions = metadata.topics().first()?.partitions();
+                let found = partitions.iter().find(|p| p.id() == partition)?;
+                Some(Copies {
+                    leader: (found.leader() >= 0).then_some(found.leader()),
+                    in_sync: found.isr().iter().copied().collect(),
+                })
+            });
+            if copies.as_ref().is_some_and(&is_so) {
+                return;
+            }
+            assert!(
+                Instant::now() < due,
+                "{topic}-{partition}: {what} did not come true, {copies:?}"
+            );
+            std::thread::sleep(Duration::from_millis(50));
         }
     }
 
@@ -223,6 +284,10 @@ impl Broker {
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
                     open.remove(&partition);
                 }
+                // a broker that went away, or is down: the client looks for another by itself
+                Some(Err(KafkaError::MessageConsumption(
+                    RDKafkaErrorCode::BrokerTransportFailure | RDKafkaErrorCode::AllBrokersDown,
+                ))) => {}
                 Some(Err(error)) => panic!("dump of {topic}: {error}"),
                 Some(Ok(message)) => {
                     let record = read(&message);
@@ -234,6 +299,24 @@ impl Broker {
         }
         log
     }
+}
+
+/// With the settings that a test's topic has.
+fn configured<'a>(mut new: NewTopic<'a>, config: &[(&'a str, &'a str)]) -> NewTopic<'a> {
+    if !config.iter().any(|(k, _)| *k == "retention.ms") {
+        new = new.set("retention.ms", "-1");
+    }
+    // Kafka 4 refuses timestamps more than an hour ahead, unless told otherwise (H18).
+    for key in [
+        "message.timestamp.after.max.ms",
+        "message.timestamp.before.max.ms",
+    ] {
+        new = new.set(key, "9223372036854775807");
+    }
+    for (key, value) in config {
+        new = new.set(key, value);
+    }
+    new
 }
 
 /// A borrowed message as an owned record.

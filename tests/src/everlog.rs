@@ -6,9 +6,14 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
+use everlog_common::clock::{RandomIds, SystemClock};
+use everlog_common::{Ledger, TopicName};
+use everlog_table::archive::{Archive, ArchiveDeps};
+use everlog_table::catalog::{self, CatalogError};
 use serde_json::Value;
 
 use crate::compare::{Log, Record};
@@ -335,6 +340,26 @@ impl Everlog {
         }
     }
 
+    /// The ledger of a topic's table, as its catalog has it now; empty where there is no table yet.
+    pub async fn ledger(&self, topic: &str) -> Ledger {
+        let catalog = match catalog::connect_existing(&self.catalog).await {
+            Ok(catalog) => catalog,
+            Err(CatalogError::Absent { .. }) => return Ledger::default(),
+            Err(error) => panic!("the catalog: {error}"),
+        };
+        let deps = ArchiveDeps {
+            catalog,
+            clock: Arc::new(SystemClock::default()),
+            ids: Arc::new(RandomIds),
+        };
+        let topic = TopicName::new(topic).expect("a topic's name");
+        match Archive::open(deps, "everlog", &topic).await {
+            Ok(None) => Ledger::default(),
+            Ok(Some(archive)) => archive.state().await.expect("the table").ledger,
+            Err(error) => panic!("the table of {topic}: {error}"),
+        }
+    }
+
     /// `replay TOPIC` with `args`, as records.
     #[track_caller]
     pub fn replay(&self, topic: &str, args: &[&str]) -> Log {
@@ -525,12 +550,18 @@ impl Running {
     /// A signal, then the exit status; it must end within `patience`.
     #[track_caller]
     pub fn end_by(self, signal: i32, patience: Duration) -> Option<i32> {
+        self.signal(signal);
+        self.wait(patience)
+    }
+
+    /// Sends it a signal: with `SIGSTOP` it is away, and with `SIGCONT` back, as a process is whose machine hangs.
+    #[track_caller]
+    pub fn signal(&self, signal: i32) {
         let pid = libc::pid_t::try_from(self.child.id()).expect("a process id");
         #[allow(unsafe_code, reason = "sending a signal to our own child")]
         // SAFETY: plain system call on the child that this value owns.
         let sent = unsafe { libc::kill(pid, signal) };
         assert_eq!(sent, 0, "cannot signal everlog");
-        self.wait(patience)
     }
 
     /// The exit status; it must end within `patience`. None: ended by a signal.

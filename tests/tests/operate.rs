@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use everlog_tests::broker::{Broker, Message};
 use everlog_tests::compare::{Log, assert_same};
-use everlog_tests::everlog::{Everlog, Measured, Setup, eventually, get, parse};
+use everlog_tests::everlog::{Everlog, Measured, Setup, eventually, get, memory_peak, parse};
 use everlog_tests::services::{Kafka, free_ports};
 use serde_json::Value;
 
@@ -101,6 +101,110 @@ async fn a_thousand_partitions_stay_within_the_memory_that_is_promised() {
     let replayed = everlog.measured(&args, PATIENCE);
     assert_within(&replayed, 256 * MIB, "replaying 1,000 partitions");
     assert_eq!(replayed.stdout.trim(), "120000");
+}
+
+/// How many threads a process has.
+fn threads(pid: u32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count)
+}
+
+#[tokio::test]
+async fn many_topics_take_the_memory_that_is_promised_and_each_round_one_commit_a_topic() {
+    const TOPICS: usize = 120;
+    const BACKLOG: u64 = 125;
+    const ROUNDS: u64 = 2;
+    let broker = Broker::new(&kafka().bootstrap);
+    let topics: Vec<String> = (0..TOPICS).map(|n| format!("limits.many.{n:03}")).collect();
+    let names: Vec<&str> = topics.iter().map(String::as_str).collect();
+    broker.create_all(&names, 1, &[]).await;
+    let feed = broker.producer(&[("linger.ms", "100")]);
+    // together twice as much as may be held
+    let value = vec![7; 8_000];
+    let message = Message {
+        value: Some(&value),
+        ..Message::default()
+    };
+    for _ in 0..BACKLOG {
+        for topic in &topics {
+            feed.send(topic, &message);
+        }
+    }
+    feed.flush();
+    let port = free_ports(1);
+    let everlog = Everlog::local(
+        &Setup::new(&kafka().bootstrap, &[r"^limits\.many\."])
+            .archive(&format!("http = \"127.0.0.1:{port}\""))
+            .archive("commit_interval = \"500ms\"")
+            .archive("memory = \"64MiB\""),
+    );
+    let archiver = everlog.start(&["archive"], "");
+    let until_archived = |next: u64| {
+        eventually("everything archived", PATIENCE, || {
+            let m = get(port, "/metrics").map_or_else(BTreeMap::new, |_| metrics(port));
+            topics.iter().all(|topic| {
+                let name = "everlog_archiver_ledger_next_offset";
+                let next_of = m.get(&format!("{name}{{topic=\"{topic}\",partition=\"0\"}}"));
+                next_of.is_some_and(|n| (n - next as f64).abs() < 0.5)
+            })
+        });
+    };
+    // commits that landed, commits that did not, and data files, of all topics
+    let work = || {
+        let m = metrics(port);
+        let sum = |is_it: &dyn Fn(&str) -> bool| -> f64 {
+            m.iter().filter(|(k, _)| is_it(k)).map(|(_, v)| v).sum()
+        };
+        let is_commit = |k: &str| k.starts_with("everlog_archiver_commits_total{");
+        let has_landed = |k: &str| k.contains("outcome=\"committed\"");
+        [
+            sum(&|k| is_commit(k) && has_landed(k)),
+            sum(&|k| is_commit(k) && !has_landed(k)),
+            sum(&|k| k.starts_with("everlog_archiver_files_written_total{")),
+        ]
+        .map(|n| n as u64)
+    };
+    until_archived(BACKLOG);
+    let [mut commits, failed, mut files] = work();
+    assert_eq!(failed, 0);
+    for round in 0..ROUNDS {
+        for topic in &topics {
+            feed.send(
+                topic,
+                &Message {
+                    value: Some(b"one"),
+                    ..Message::default()
+                },
+            );
+        }
+        feed.flush();
+        until_archived(BACKLOG + round + 1);
+        let [commits_now, failed_now, files_now] = work();
+        let of_round = (commits_now - commits, failed_now, files_now - files);
+        assert_eq!(of_round, (TOPICS as u64, 0, TOPICS as u64), "round {round}");
+        (commits, files) = (commits_now, files_now);
+    }
+    // neither a thread nor a share of memory for each topic: the setting and the process itself
+    let (peak, threads) = (memory_peak(archiver.pid()), threads(archiver.pid()));
+    println!(
+        "{TOPICS} topics: {} MiB at most, {threads} threads",
+        peak / MIB
+    );
+    assert!(peak <= (64 + 96) * MIB, "{} MiB", peak / MIB);
+    assert!((1..TOPICS).contains(&threads), "{threads} threads");
+    assert_eq!(archiver.stop(PATIENCE), Some(0));
+    let report: Value = serde_json::from_str(&everlog.ok(&["status", "--json"])).expect("JSON");
+    for (topic, of_topic) in topics
+        .iter()
+        .zip(report["topics"].as_array().expect("topics"))
+    {
+        assert_eq!(of_topic["topic"], topic.as_str());
+        assert_eq!(of_topic["table"]["rows"], BACKLOG + ROUNDS, "{topic}");
+        assert_eq!(of_topic["partitions"][0]["lag_records"], 0, "{topic}");
+    }
+    for topic in topics.iter().step_by(40) {
+        let replayed = everlog.replay(topic, &["--until", "snapshot"]);
+        assert_same(&broker.dump(topic), &replayed, topic);
+    }
 }
 
 /// What `/metrics` says, by name and labels.

@@ -206,6 +206,10 @@ impl Patience {
     /// The same for an error of writing files.
     fn with_write(&mut self, error: &WriteError) -> Result<String, Stop> {
         let why = one_line(error);
+        if matches!(error, WriteError::Schema { .. }) {
+            // we made it otherwise
+            return Err(Stop::Failed(FailureKind::AnotherWriter, why));
+        }
         match error.kind() {
             // a bucket or folder that is not there may come back; nothing of ours was there before
             StorageErrorKind::Transient | StorageErrorKind::NotFound => {

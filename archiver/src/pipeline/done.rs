@@ -15,7 +15,7 @@ use super::prepare::{Failure as PrepareFailure, Prepared};
 use super::topic::{Part, PartState};
 use super::{DENIALS_MAX, FENCES_MAX, MISSING, NOTHING_ASSIGNED, OBSERVATION, Pipeline};
 use crate::accumulator::Buffer;
-use crate::error::{Failure, FailureKind, one_line};
+use crate::error::{Failure, FailureKind, one_line, reason_of_log};
 use crate::headroom::{HeadroomFacts, headroom, start_speed};
 use crate::metrics::{PartitionLabels, ReasonLabels};
 use crate::recovery::{Decision, TopicRefusal};
@@ -505,19 +505,31 @@ impl Pipeline {
 
     /// In a group: tells it which topics there are to share, by name. What an expression means is decided here, and here
     /// alone: clients and brokers have other languages for it, and would take in internal topics. A topic that is not seen is
-    /// kept for a while, since a look may miss one.
+    /// kept for a while, since a look may miss one. One that failed here for a reason that another member may not have is
+    /// left to the others, until this process is started again.
     async fn share(&mut self, found: &Discovered, now: Duration) {
         if self.is_alone() {
             return;
         }
+        // one look may miss a topic, however seldom looks are
+        let patience = MISSING.max(2 * self.settings.discovery_interval);
         let looks = &mut self.looks;
         for info in &found.topics {
             looks.shared.insert(info.name.clone(), now);
         }
         looks.shared.retain(|name, seen| {
-            !looks.denied.contains_key(name) && now.saturating_sub(*seen) <= MISSING
+            !looks.denied.contains_key(name) && now.saturating_sub(*seen) <= patience
         });
-        let topics: BTreeSet<TopicName> = looks.shared.keys().cloned().collect();
+        let is_ours_to_give_up = |name: &TopicName| {
+            let failure = self.topics.get(name).and_then(|t| t.failure.as_ref());
+            failure.is_some_and(|failure| failure.kind.may_pass_by_others())
+        };
+        let topics: BTreeSet<TopicName> = looks
+            .shared
+            .keys()
+            .filter(|name| !is_ours_to_give_up(name))
+            .cloned()
+            .collect();
         // who shares nothing waits for nobody
         if topics.is_empty() {
             self.status.no_trouble(Waiting::Group);
@@ -571,6 +583,8 @@ impl Pipeline {
                 continue;
             }
             if found.refused.contains_key(&name) {
+                // it may well be there: being refused is another matter than being missing
+                topic.missing_since = None;
                 continue;
             }
             let Some(info) = info else {
@@ -694,7 +708,13 @@ impl Pipeline {
         let Targets { seen, denied } = match result {
             Ok(targets) => targets,
             Err(error) => {
-                self.status.trouble(Waiting::Brokers, &one_line(&error));
+                let why = format!(
+                    "the ends to catch up to are not known: {}",
+                    one_line(&error)
+                );
+                tracing::warn!(reason = %why, "trying again");
+                self.status
+                    .trouble_because(Waiting::Ends, reason_of_log(&error), &why);
                 let wait = self
                     .looks
                     .targets_backoff
@@ -703,6 +723,7 @@ impl Pipeline {
                 return;
             }
         };
+        self.status.no_trouble(Waiting::Ends);
         let Some(caught_up) = &mut self.caught_up else {
             return;
         };

@@ -663,3 +663,137 @@ async fn h33_a_snapshot_is_accepted_once() {
     let error = running.end().await.unwrap_err();
     assert_eq!(failures(&error), vec![FailureKind::AnotherWriter]);
 }
+
+/// What one member may not do another may: its topic is shared among the others, and what it can do it goes on doing.
+#[tokio::test(start_paused = true)]
+async fn h23_a_topic_that_failed_in_one_member_is_archived_by_the_others() {
+    let world = World::new();
+    // more of the one than a group that only evens out would take from a member
+    for (name, partitions) in [("t", 4), ("free", 2)] {
+        world.log.create_topic(&topic(name), partitions);
+        world.produce(&tp(name, 0), 0..10);
+    }
+    let settings = Settings {
+        group: Some("g".to_owned()),
+        ..world.settings(&["t", "free"])
+    };
+    let poor = world.start(settings.clone());
+    for name in ["t", "free"] {
+        world.wait_for_ledger(&tp(name, 0), 10).await;
+    }
+    world.store.refuse("t/data/", No::Denied(8));
+    world.produce(&tp("t", 0), 10..20);
+    world
+        .wait_for("the topic to stop", async || {
+            has_reason(&poor, "denied", None)
+        })
+        .await;
+    // its permissions are other ones
+    let rich = world.start(settings);
+    world
+        .wait_for("the topic to be shared among the others", async || {
+            let members = world.log.members("g");
+            let owned = |m: u64| world.log.owned("g", m);
+            let of_t = |m: u64| owned(m).iter().filter(|tp| tp.topic == topic("t")).count();
+            members.len() == 2 && of_t(members[0]) == 0 && of_t(members[1]) == 4
+        })
+        .await;
+    world.wait_for_ledger(&tp("t", 0), 20).await;
+    world.produce(&tp("free", 0), 10..20);
+    world.produce(&tp("free", 1), 0..20);
+    world.wait_for_ledger(&tp("free", 0), 20).await;
+    world.wait_for_ledger(&tp("free", 1), 20).await;
+    assert!(has_reason(&poor, "denied", None), "an operator must see it");
+    assert_eq!(
+        failures(&poor.end().await.unwrap_err()),
+        vec![FailureKind::Denied]
+    );
+    rich.end().await.unwrap();
+    world.assert_equals_log("t", 4).await;
+    world.assert_equals_log("free", 2).await;
+}
+
+/// A topic that one look does not see is not given up, however far looks lie apart.
+#[tokio::test(start_paused = true)]
+async fn h14_a_look_that_misses_a_topic_takes_nothing_from_a_group_whose_looks_are_rare() {
+    let world = World::new();
+    world.log.create_topic(&topic("t"), 1);
+    world.produce(&tp("t", 0), 0..10);
+    let running = world.start(Settings {
+        group: Some("g".to_owned()),
+        discovery_interval: Duration::from_secs(120),
+        ..world.settings(&["t"])
+    });
+    world.wait_for_ledger(&tp("t", 0), 10).await;
+    let member = world.log.members("g")[0];
+    let owned = || world.log.owned("g", member).len();
+    // the second look does not see it, the third does
+    world.lens.hide(&topic("t"));
+    seconds(150).await;
+    world.lens.show(&topic("t"));
+    assert_eq!(owned(), 1, "the topic was given up for one look");
+    world.produce(&tp("t", 0), 10..20);
+    world.wait_for_ledger(&tp("t", 0), 20).await;
+    seconds(300).await;
+    assert_eq!(owned(), 1);
+    // and it is, once it stays away
+    world.lens.hide(&topic("t"));
+    seconds(600).await;
+    assert_eq!(owned(), 0);
+    running.end().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn b04_a_catch_up_that_does_not_know_its_ends_says_why() {
+    let world = World::new();
+    world.log.create_topic(&topic("t"), 1);
+    world.produce(&tp("t", 0), 0..10);
+    world.lens.refuse(|ask| match ask {
+        Ask::Bounds(_) => Some(denied()),
+        Ask::Describe(_) => None,
+    });
+    let running = world.start(Settings {
+        until_caught_up: true,
+        ..world.settings(&["t"])
+    });
+    seconds(90).await;
+    let said = running.status.health().reasons;
+    let reason = said
+        .iter()
+        .find(|r| r.detail.contains("the ends to catch up to"));
+    let reason = reason.unwrap_or_else(|| panic!("{said:?}"));
+    assert_eq!((reason.reason, &reason.topic), ("denied", &None));
+    assert!(reason.detail.contains("not allowed"), "{reason:?}");
+    running.crash().await;
+}
+
+/// Being refused is no step towards being gone.
+#[tokio::test(start_paused = true)]
+async fn a_topic_that_is_missed_before_and_after_a_refusal_is_not_gone() {
+    let world = World::new();
+    world.log.create_topic(&topic("t"), 1);
+    world.produce(&tp("t", 0), 0..10);
+    let running = world.start(Settings {
+        discovery_interval: Duration::from_secs(10),
+        ..world.settings(&["t"])
+    });
+    world.wait_for_ledger(&tp("t", 0), 10).await;
+    world.lens.hide(&topic("t"));
+    seconds(11).await;
+    world.lens.show(&topic("t"));
+    world.lens.deny(&topic("t"), true);
+    seconds(35).await;
+    world.lens.deny(&topic("t"), false);
+    world.lens.hide(&topic("t"));
+    seconds(11).await;
+    world.lens.show(&topic("t"));
+    let health = running.status.health();
+    assert!(
+        health.topics.contains_key("t"),
+        "it was forgotten: {health:?}"
+    );
+    world.produce(&tp("t", 0), 10..20);
+    world.wait_for_ledger(&tp("t", 0), 20).await;
+    running.end().await.unwrap();
+    world.assert_equals_log("t", 1).await;
+}

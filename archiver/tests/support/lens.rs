@@ -23,6 +23,8 @@ type Refuse = Box<dyn FnMut(Ask<'_>) -> Option<LogError> + Send>;
 #[derive(Default)]
 struct Wrong {
     leaderless: BTreeSet<TopicPartition>,
+    hidden: BTreeSet<TopicName>,
+    undescribed: BTreeSet<TopicName>,
     high_watermarks: BTreeMap<TopicPartition, Offset>,
     refuse: Option<Refuse>,
 }
@@ -54,6 +56,25 @@ impl Lens {
 
     pub fn elect_leader(&self, tp: &TopicPartition) {
         self.wrong.lock().unwrap().leaderless.remove(tp);
+    }
+
+    /// Nobody who looks for this topic finds it.
+    pub fn hide(&self, topic: &TopicName) {
+        self.wrong.lock().unwrap().hidden.insert(topic.clone());
+    }
+
+    pub fn show(&self, topic: &TopicName) {
+        self.wrong.lock().unwrap().hidden.remove(topic);
+    }
+
+    /// The brokers refuse to describe this topic, and go on serving it to those who read it.
+    pub fn deny(&self, topic: &TopicName, is_denied: bool) {
+        let undescribed = &mut self.wrong.lock().unwrap().undescribed;
+        if is_denied {
+            undescribed.insert(topic.clone());
+        } else {
+            undescribed.remove(topic);
+        }
     }
 
     /// The leader's high watermark trails; none: it does not any longer.
@@ -90,7 +111,10 @@ impl Log for Lens {
     }
 
     async fn topics(&self) -> Result<Vec<TopicInfo>, LogError> {
-        self.inner.topics().await
+        let mut topics = self.inner.topics().await?;
+        let wrong = self.wrong.lock().unwrap();
+        topics.retain(|info| !wrong.hidden.contains(&info.name));
+        Ok(topics)
     }
 
     async fn describe(
@@ -98,7 +122,18 @@ impl Log for Lens {
         topics: &[TopicName],
     ) -> Result<BTreeMap<TopicName, Result<TopicInfo, LogError>>, LogError> {
         self.allow(Ask::Describe(topics))?;
-        self.inner.describe(topics).await
+        let mut described = self.inner.describe(topics).await?;
+        let wrong = self.wrong.lock().unwrap();
+        described.retain(|name, _| !wrong.hidden.contains(name));
+        for (name, answer) in &mut described {
+            if wrong.undescribed.contains(name) {
+                *answer = Err(LogError::Denied {
+                    what: format!("describe topic {name}"),
+                    detail: "the test says no".to_owned(),
+                });
+            }
+        }
+        Ok(described)
     }
 
     async fn bounds(

@@ -8,6 +8,7 @@
 )]
 
 pub mod broker;
+pub mod counted;
 pub mod lens;
 pub mod store;
 

@@ -348,6 +348,10 @@ impl Proposal {
                 r#ref: MAIN_BRANCH.to_owned(),
                 snapshot_id: self.parent,
             },
+            // what is remembered of a table may be older than another engine's change to its columns
+            TableRequirement::CurrentSchemaIdMatch {
+                current_schema_id: base.current_schema_id(),
+            },
         ]
     }
 

@@ -17,7 +17,8 @@
 //! - G4 Time is the object store's: a clock of ours that runs ahead makes nothing old.
 //! - G5 Nothing goes where another table's metadata is found, nor where no file of the table's own is shown: two catalogs
 //!   on one warehouse, or a table that was dropped and made anew, may have put two tables into one folder. Data folders
-//!   are searched below the table's own location only.
+//!   are searched below the table's own location only. The default one may show none once new files go elsewhere, if
+//!   another table at this location would show by its metadata, and nothing that is needed has the name of a file there.
 
 use std::time::Duration;
 
@@ -86,6 +87,9 @@ pub struct MaintenanceSettings {
     pub orphan_age: Duration,
     /// How often data folders are searched for such files.
     pub orphan_interval: Duration,
+    /// At most so many metadata files that nothing of the table leads to are read in one round, to learn whose they are. Until
+    /// all of them are known, no more goes than those that are the table's own.
+    pub judged_max: usize,
 }
 
 impl Default for MaintenanceSettings {
@@ -96,6 +100,7 @@ impl Default for MaintenanceSettings {
             expired_grace: Duration::from_hours(1),
             orphan_age: Duration::from_hours(24),
             orphan_interval: Duration::from_hours(24),
+            judged_max: 1_000,
         }
     }
 }

@@ -15,11 +15,11 @@ mod decode;
 mod guard;
 mod open;
 
+use std::sync::Arc;
+
 use everlog_common::{EventColumns, Generation, Partition, TopicName, compute};
 use parquet::arrow::arrow_reader::ArrowReaderMetadata;
 use parquet::errors::ParquetError;
-use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
 
 use crate::files::{FileBounds, FileRange, PlannedFile};
 use crate::schema::Column;
@@ -155,58 +155,15 @@ const RECORD: [Column; 11] = [
     Column::HeadersRaw,
 ];
 
-/// Batches decoded ahead of whoever takes them.
-const BATCHES_AHEAD: usize = 2;
-
-/// A row group being decoded, a few megabytes at a time however large it is.
-///
-/// * Dropping it ends the decoding at the next batch.
-#[derive(Debug)]
-pub struct RowGroupReader {
-    path: String,
-    row_group: usize,
-    batches: mpsc::Receiver<Vec<DecodedRun>>,
-    /// None once its outcome was told.
-    decoder: Option<JoinHandle<Result<(), DecodeError>>>,
-}
-
-impl RowGroupReader {
-    /// The next runs, in file order; none at the end, and after an error. Cancel-safe.
-    pub async fn next(&mut self) -> Result<Option<Vec<DecodedRun>>, ScanError> {
-        if let Some(runs) = self.batches.recv().await {
-            return Ok(Some(runs));
-        }
-        let Some(decoder) = self.decoder.as_mut() else {
-            return Ok(None);
-        };
-        let outcome = decoder.await;
-        self.decoder = None;
-        let number = self.row_group;
-        let wrong = |what: String| Err(ScanError::corrupt(&self.path, what));
-        match outcome {
-            Ok(Ok(())) => Ok(None),
-            Ok(Err(DecodeError::Parquet(ParquetError::NYI(what)))) => {
-                Err(ScanError::unsupported(&self.path, what))
-            }
-            Ok(Err(error)) => wrong(format!("row group {number}: {error}")),
-            Err(error) if error.is_panic() => {
-                wrong(format!("row group {number}: the Parquet decoder panicked"))
-            }
-            Err(_) => Err(ScanError::Stopped {
-                path: self.path.clone(),
-            }),
-        }
-    }
-}
-
-/// Fetches one row group, and begins to decode it. Checksums and lengths are verified; rows of another topic are refused.
-pub async fn open_row_group(
+/// Fetches and decodes one row group, on a thread that may block: its runs, in file order. Checksums and lengths are verified;
+/// rows of another topic are refused. Where this is dropped, decoding ends with the batch that it is at.
+pub async fn read_row_group(
     storage: &Storage,
     file: &PlannedFile,
     footer: &FileFooter,
     row_group: usize,
     topic: &TopicName,
-) -> Result<RowGroupReader, ScanError> {
+) -> Result<Vec<DecodedRun>, ScanError> {
     let wrong = |what: String| ScanError::corrupt(&file.path, what);
     if let Some(own) = &footer.own
         && own.topic != topic.as_str()
@@ -218,32 +175,21 @@ pub async fn open_row_group(
         return Err(wrong(format!("it has no row group {row_group}")));
     }
     let fetched = fetch(storage, file, footer, row_group, topic).await?;
-    let (sender, batches) = compute::channel(BATCHES_AHEAD);
-    let decoder = compute::spawn(move || {
-        decode::run(&fetched, &mut |runs| compute::send(&sender, runs).is_ok())
-    });
-    Ok(RowGroupReader {
-        path: file.path.clone(),
-        row_group,
-        batches,
-        decoder: Some(decoder),
-    })
-}
-
-/// Reads one row group as a whole: [`open_row_group`] for those that fit into memory.
-pub async fn read_row_group(
-    storage: &Storage,
-    file: &PlannedFile,
-    footer: &FileFooter,
-    row_group: usize,
-    topic: &TopicName,
-) -> Result<Vec<DecodedRun>, ScanError> {
-    let mut reader = open_row_group(storage, file, footer, row_group, topic).await?;
-    let mut all = Vec::new();
-    while let Some(mut runs) = reader.next().await? {
-        all.append(&mut runs);
+    let waiting = Arc::new(());
+    let awaited = Arc::downgrade(&waiting);
+    match compute::spawn(move || decode::run(&fetched, &awaited)).await {
+        Ok(Ok(runs)) => Ok(runs),
+        Ok(Err(DecodeError::Parquet(ParquetError::NYI(what)))) => {
+            Err(ScanError::unsupported(&file.path, what))
+        }
+        Ok(Err(error)) => Err(wrong(format!("row group {row_group}: {error}"))),
+        Err(error) if error.is_panic() => Err(wrong(format!(
+            "row group {row_group}: the Parquet decoder panicked"
+        ))),
+        Err(_) => Err(ScanError::Stopped {
+            path: file.path.clone(),
+        }),
     }
-    Ok(all)
 }
 
 async fn fetch(

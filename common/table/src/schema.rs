@@ -237,6 +237,19 @@ pub enum SchemaError {
         /// Its id.
         id: i32,
     },
+    /// A column was dropped and made anew.
+    #[error(
+        "column `{column}` was made anew (field id {id}, before {before}), so that what is archived of it cannot be read; \
+         restore the schema, field ids included, from an earlier version of the table's metadata"
+    )]
+    Moved {
+        /// Its name in the format.
+        column: &'static str,
+        /// Its id now.
+        id: i32,
+        /// Its id when the table was last written.
+        before: i32,
+    },
     /// The partition spec asked for cannot be used.
     #[error("partition spec `{text}`: {message}")]
     PartitionBy {

@@ -80,15 +80,35 @@ fn positions(at: &[(i32, u32, i64)]) -> Positions {
 }
 
 fn ask(ledger: &Ledger, fresh: bool, at: &[(i32, u32, i64)], live: &LiveFacts) -> Decision {
+    ask_after(&BTreeMap::new(), ledger, fresh, at, live)
+}
+
+/// The same after the last records `epochs`.
+fn ask_after(
+    epochs: &BTreeMap<Partition, LastRead>,
+    ledger: &Ledger,
+    fresh: bool,
+    at: &[(i32, u32, i64)],
+    live: &LiveFacts,
+) -> Decision {
     let place = Place {
         ledger,
         ledger_is_fresh: fresh,
         positions: &positions(at),
         incarnation: None,
-        epochs: &BTreeMap::new(),
+        epochs,
         wanted: None,
     };
     decide(&place, live)
+}
+
+/// A record of epoch 4 that ends at `next`.
+fn last_read(next: i64) -> BTreeMap<Partition, LastRead> {
+    let last = LastRead {
+        leader_epoch: 4,
+        next: offset(next),
+    };
+    BTreeMap::from([(partition(0), last)])
 }
 
 fn starts(decision: &Decision) -> Vec<(i32, i64)> {
@@ -216,13 +236,42 @@ fn h10_a_truncated_log_is_an_error() {
     let live = facts(1, &[(0, 0, 8)]);
     assert!(matches!(
         ask(&ledger, true, &[(0, 0, 10)], &live),
-        Decision::Stuck(SeamError::Truncated { .. })
+        Decision::Stuck(SeamError::Truncated {
+            by_epoch: false,
+            ..
+        })
     ));
     let mut grown = facts(1, &[(0, 0, 30)]);
     grown.epoch_ends.insert(partition(0), offset(9));
     assert!(matches!(
-        ask(&ledger, true, &[(0, 0, 10)], &grown),
-        Decision::Stuck(SeamError::Truncated { .. })
+        ask_after(&last_read(10), &ledger, true, &[(0, 0, 10)], &grown),
+        Decision::Stuck(problem @ SeamError::Truncated { .. }) if problem.is_final()
+    ));
+}
+
+#[test]
+fn h10_markers_of_a_later_leader_behind_the_last_record_are_no_truncation() {
+    let ledger = ledger(&[(1, &[(0, 0, 10)])]);
+    let epoch_of = |end: Option<i64>| {
+        let mut live = facts(1, &[(0, 0, 30)]);
+        live.epoch_ends
+            .extend(end.map(|end| (partition(0), offset(end))));
+        // the last record ends at 18, and up to 20 there are none
+        match ask_after(&last_read(18), &ledger, true, &[(0, 0, 20)], &live) {
+            Decision::Tail { starts, .. } => {
+                assert_eq!(starts[&partition(0)].offset, offset(20));
+                Ok(starts[&partition(0)].leader_epoch)
+            }
+            other => Err(other),
+        }
+    };
+    // an epoch that does not reach the position is not held against it, by the client neither
+    assert_eq!(epoch_of(Some(18)), Ok(None));
+    assert_eq!(epoch_of(None), Ok(None));
+    assert_eq!(epoch_of(Some(30)), Ok(Some(4)));
+    assert!(matches!(
+        epoch_of(Some(17)),
+        Err(Decision::Stuck(SeamError::Truncated { .. }))
     ));
 }
 

@@ -66,7 +66,11 @@ fn of_group(
             }
         }
     };
-    let bytes = group.uncompressed_bytes + ROW_BYTES * group.rows;
+    // what was fetched is there until the last row is decoded
+    let bytes = group
+        .compressed_bytes
+        .saturating_add(group.uncompressed_bytes)
+        .saturating_add(ROW_BYTES.saturating_mul(group.rows));
     Some(GroupFacts {
         row_group: group.index,
         bytes: usize::try_from(bytes).unwrap_or(usize::MAX),

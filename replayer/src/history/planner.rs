@@ -131,7 +131,7 @@ pub struct FileFacts {
 pub struct GroupFacts {
     /// Its number in the file.
     pub row_group: usize,
-    /// What it will weigh when decoded.
+    /// What it will weigh while it is decoded: as it was fetched, and as rows.
     pub bytes: usize,
     /// Where its rows lie.
     pub extent: Extent,
@@ -150,7 +150,7 @@ pub struct Origin {
     pub file: usize,
     /// Its number in the file.
     pub row_group: usize,
-    /// What it weighs when decoded.
+    /// What it weighs while it is decoded.
     pub bytes: usize,
 }
 

@@ -17,6 +17,7 @@ use std::time::Duration;
 use everlog_common::{
     EventBatch, EventRef, Partition, Positions, TimestampType, TopicName, compute,
 };
+use everlog_kafka::client::BrokerWatch;
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::client::{ClientContext, DefaultClientContext};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
@@ -32,8 +33,11 @@ use crate::resume::{OutputState, parse_position};
 
 /// Bound of every request to the cluster.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long one attempt at a request that may be repeated takes: then the client is looked after. It is less than the time
+/// after which the client gives records up, and more than what it may need to notice that it knows no broker.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(12);
 /// How often a request is repeated that the client calls retriable.
-const ATTEMPTS: usize = 5;
+const ATTEMPTS: usize = 25;
 /// What the producer's queue may hold, where nothing else is configured.
 const QUEUE_KBYTES: &str = "32768";
 /// Records as large as the target allows, where nothing else is configured.
@@ -76,6 +80,7 @@ struct Inner {
     topic: String,
     partitions: i32,
     producer: BaseProducer<Deliveries>,
+    watch: BrokerWatch,
     /// For its group's metadata alone; it subscribes to nothing.
     group: BaseConsumer,
     state: Mutex<State>,
@@ -213,14 +218,18 @@ impl Inner {
             .set("enable.auto.commit", "false")
             .create()
             .map_err(failed("make a group client"))?;
+        let watch = BrokerWatch::new(&open.kafka)
+            .map_err(|e| producer_error(topic, "make a producer", e.to_string()))?;
         let partitions = partitions_of(&producer, topic)?;
         retrying(topic, "initialise transactions", || {
-            producer.init_transactions(REQUEST_TIMEOUT)
+            watch.keep_a_broker(producer.client());
+            producer.init_transactions(ATTEMPT_TIMEOUT)
         })?;
         let inner = Self {
             topic: topic.to_owned(),
             partitions,
             producer,
+            watch,
             group,
             state: Mutex::default(),
         };
@@ -273,6 +282,7 @@ impl Inner {
 
     fn write(&self, batch: &EventBatch) -> Result<(), OutputError> {
         self.check_partition(batch.partition)?;
+        self.look_after_the_client();
         self.begin()?;
         for row in 0..batch.columns.len() {
             self.send(batch.partition, &batch.columns.row(row))?;
@@ -290,6 +300,11 @@ impl Inner {
             self.partitions
         );
         Err(target_error(&self.topic, what))
+    }
+
+    /// A cluster of one broker that was fenced for a moment leaves a client without any, for good.
+    fn look_after_the_client(&self) {
+        self.watch.keep_a_broker(self.producer.client());
     }
 
     fn begin(&self) -> Result<(), OutputError> {
@@ -334,6 +349,7 @@ impl Inner {
                 Ok(()) => return Ok(()),
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) => {
                     self.producer.poll(Duration::from_millis(100));
+                    self.look_after_the_client();
                     self.check_deliveries()?;
                     record = back;
                 }
@@ -373,11 +389,13 @@ impl Inner {
             producer_error(&self.topic, "add positions to the transaction", detail)
         })?;
         retrying(&self.topic, "add positions to the transaction", || {
+            self.look_after_the_client();
             self.producer
-                .send_offsets_to_transaction(&offsets, &group, REQUEST_TIMEOUT)
+                .send_offsets_to_transaction(&offsets, &group, ATTEMPT_TIMEOUT)
         })?;
         retrying(&self.topic, "commit the transaction", || {
-            self.producer.commit_transaction(REQUEST_TIMEOUT)
+            self.look_after_the_client();
+            self.producer.commit_transaction(ATTEMPT_TIMEOUT)
         })?;
         self.check_deliveries()?;
         let mut state = self.state();

@@ -271,6 +271,7 @@ fn truncation(request: &ReplayRequest, ledger: &Ledger, facts: &LiveFacts) -> Op
             partition: *partition,
             position: entry.next,
             end,
+            by_epoch: false,
         })
     })
 }

@@ -13,7 +13,7 @@ use everlog_kafka::StartAt;
 use everlog_table::snapshot::{PinError, PinnedSnapshot, SnapshotSelector};
 
 use super::{Context, ReplayError};
-use crate::handoff::{Decision, Incarnation, LiveFacts, Place, SeamError, decide};
+use crate::handoff::{Decision, Incarnation, LastRead, LiveFacts, Place, SeamError, decide};
 use crate::history::lanes::{Selection, Stops};
 use crate::history::{History, Reading};
 use crate::keeper::Keeper;
@@ -38,7 +38,7 @@ pub(super) struct SwitchInput {
     pub(super) incarnation: Option<Incarnation>,
     /// The partitions that are still to be read; none: whatever there is.
     pub(super) due: Option<BTreeSet<Partition>>,
-    pub(super) epochs: BTreeMap<Partition, i32>,
+    pub(super) epochs: BTreeMap<Partition, LastRead>,
     pub(super) stops: Stops,
     pub(super) passed: Vec<Gap>,
     pub(super) finished: BTreeSet<Partition>,
@@ -78,7 +78,7 @@ pub(super) struct Preparing {
     pub(super) reached: Positions,
     pub(super) incarnation: Option<Incarnation>,
     pub(super) due: Option<BTreeSet<Partition>>,
-    pub(super) epochs: BTreeMap<Partition, i32>,
+    pub(super) epochs: BTreeMap<Partition, LastRead>,
     pub(super) memory_bytes: usize,
 }
 
@@ -149,6 +149,9 @@ pub(super) async fn switch(mut input: SwitchInput) -> Result<Switched, ReplayErr
                     Decision::Tail { starts, .. } => {
                         let live = (facts, starts, checked_at);
                         return input.live(cluster, live, prepared.take()).await;
+                    }
+                    Decision::Stuck(problem) if problem.is_final() => {
+                        return Err(seam(&context, problem));
                     }
                     Decision::Stuck(problem) => seam(&context, problem),
                     Decision::NewerSnapshot => ReplayError::Stopped("the switch"),

@@ -9,7 +9,7 @@ use everlog_kafka::{LogError, PartitionFault, StartAt};
 
 use super::{EventStream, State};
 use crate::error::ReplayError;
-use crate::handoff::{Decision, Incarnation, LiveFacts, Place, decide};
+use crate::handoff::{Decision, Incarnation, LastRead, LiveFacts, Place, decide};
 use crate::live::{Cluster, TailEvent, Tailer};
 use crate::request::From;
 use crate::task::OwnedTask;
@@ -46,6 +46,8 @@ struct Check {
     task: OwnedTask<CheckOutcome>,
     /// Positions when it began: what was read later must not be held against it.
     reached: Positions,
+    /// The same of the last records: the answer is about these.
+    epochs: BTreeMap<Partition, LastRead>,
 }
 
 /// What the tail waits for.
@@ -193,7 +195,8 @@ impl EventStream {
         let State::Live(live) = &mut self.state else {
             return;
         };
-        let reached = live.check.take().map_or_else(Positions::new, |c| c.reached);
+        let check = live.check.take();
+        let (reached, epochs) = check.map_or_else(Default::default, |c| (c.reached, c.epochs));
         let Some(facts) = facts else {
             // Deleted, or between deletion and re-creation: the switch finds out.
             self.start_switch(None, None);
@@ -206,7 +209,7 @@ impl EventStream {
             ledger_is_fresh: nothing_archived,
             positions: &reached,
             incarnation: self.incarnation.as_ref(),
-            epochs: &self.epochs,
+            epochs: &epochs,
             wanted: due.as_ref(),
         };
         let same = facts.identity == live.identity;
@@ -287,7 +290,7 @@ impl ReadingLive {
     fn begin_checks(
         &mut self,
         cluster: &Cluster,
-        epochs: &BTreeMap<Partition, i32>,
+        epochs: &BTreeMap<Partition, LastRead>,
         reached: &Positions,
         now: Duration,
     ) {
@@ -303,11 +306,12 @@ impl ReadingLive {
             if first {
                 self.unproven.look_began(now);
             }
-            let (cluster, epochs) = (cluster.clone(), epochs.clone());
-            let check = async move { cluster.facts(&epochs).await };
+            let (cluster, asked) = (cluster.clone(), epochs.clone());
+            let check = async move { cluster.facts(&asked).await };
             self.check = Some(Check {
                 task: OwnedTask::spawn("the check of the live topic", check),
                 reached: reached.clone(),
+                epochs: epochs.clone(),
             });
             self.check_at = now + CHECK_INTERVAL;
         }

@@ -187,6 +187,36 @@ async fn h03_control_records_and_compaction_leave_no_hole_in_positions() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn h10_a_follower_passes_the_marker_of_a_later_leader_behind_the_last_record() {
+    let (world, log, _) = World::in_memory();
+    log.create_topic(&topic(T), 1);
+    let write = || {
+        let txn = log.begin();
+        for i in 0..5 {
+            log.append_in(txn, &tp(T, 0), MemoryRecord::value(format!("{i}")));
+        }
+        log.bump_epoch(&tp(T, 0));
+        log.commit(txn);
+    };
+    Produced::default().produce(&log, &topic(T), 0, 5);
+    world.commit_all(&topic(T), 100).await;
+    let mut stream = world.open(until(Until::Never)).await.unwrap();
+    let mut replayed = Replayed::default();
+    for round in 1..=2_usize {
+        write();
+        read_some(&mut stream, &mut replayed, 5 + 5 * round).await;
+        // the live log is looked at several times meanwhile
+        let quiet = tokio::time::timeout(Duration::from_secs(90), stream.next()).await;
+        assert!(quiet.is_err(), "round {round}: {quiet:?}");
+    }
+    assert_eq!(
+        replayed.offsets(0, 0),
+        (0..10).chain(11..16).collect::<Vec<_>>()
+    );
+    stream.close().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn h02_retention_that_passes_the_cut_sends_the_reader_to_a_newer_snapshot() {
     let (world, log, produced) = half_archived(2, 200).await;
     let mut stream = world.open(until(Until::Never)).await.unwrap();

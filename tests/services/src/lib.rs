@@ -113,6 +113,13 @@ impl Kafka {
             .join("00000000000000000000.log")
     }
 
+    /// Runs one of Kafka's own tools, told where the cluster is; what it said.
+    pub fn tool(&self, name: &str, args: &[&str]) -> String {
+        let mut all = vec!["tool", name, "--bootstrap-server", &self.bootstrap];
+        all.extend_from_slice(args);
+        run("kafka.sh", &all)
+    }
+
     /// Runs `kafka.sh VERB DIR NODE`: `kill-node`, `start-node`, `stop-node`, `pause-node`, `resume-node`.
     pub fn node(&self, verb: &str, node: u16) {
         run("kafka.sh", &[verb, &self.path(), &node.to_string()]);

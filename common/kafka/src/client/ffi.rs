@@ -22,7 +22,9 @@ use sys::rd_kafka_resp_err_t as Known;
 
 use self::code::{code_of, numbered};
 use super::brokerless::Brokerless;
+use super::log::configuration;
 use super::log_lines::LogLines;
+use crate::LogError;
 
 pub(super) mod admin;
 mod code;
@@ -132,8 +134,7 @@ pub(super) struct Client {
     rk: NonNull<sys::rd_kafka_t>,
     callbacks: Arc<Callbacks>,
     /// The brokers that the properties name.
-    bootstrap: CString,
-    brokerless: Mutex<Brokerless>,
+    watch: BrokerWatch,
 }
 
 // SAFETY: librdkafka documents rd_kafka_t as completely thread-safe.
@@ -279,15 +280,78 @@ unsafe fn items<T>(first: *const T, count: c_int) -> impl Iterator<Item = *const
     (0..usize::try_from(count).unwrap_or(0)).map(move |i| unsafe { first.add(i) })
 }
 
-impl Client {
-    /// A consumer client from librdkafka's properties. Connects in the background.
-    pub(super) fn new(properties: &BTreeMap<String, String>) -> Result<Arc<Self>, Failure> {
-        let callbacks = Arc::new(Callbacks::default());
+/// Brings a client back that was told of no broker and would be silent for ever. One for each client; a log's own clients
+/// have theirs.
+#[derive(Debug)]
+pub struct BrokerWatch {
+    bootstrap: CString,
+    brokerless: Mutex<Brokerless>,
+}
+
+impl BrokerWatch {
+    /// For a client that is made with these properties.
+    pub fn new(properties: &BTreeMap<String, String>) -> Result<Self, LogError> {
+        Self::of(properties).map_err(|failure| configuration(&failure))
+    }
+
+    fn of(properties: &BTreeMap<String, String>) -> Result<Self, Failure> {
         // both set the same, and the one that is set last counts
         let bootstrap = properties
             .get("metadata.broker.list")
             .or_else(|| properties.get("bootstrap.servers"));
-        let bootstrap = c_string(bootstrap.map_or("", String::as_str))?;
+        Ok(Self {
+            bootstrap: c_string(bootstrap.map_or("", String::as_str))?,
+            brokerless: Mutex::default(),
+        })
+    }
+
+    /// To be called while something is waited for, every ten seconds at least: where the client has known no broker for so
+    /// long, it starts again from the configured ones. Cheap.
+    pub fn keep_a_broker<C: rdkafka::ClientContext>(&self, client: &rdkafka::client::Client<C>) {
+        // SAFETY: the client is borrowed, so its rk is valid.
+        unsafe { self.keep(client.native_ptr()) }
+    }
+
+    /// # Safety
+    /// `rk` is valid for the call.
+    unsafe fn keep(&self, rk: *mut sys::rd_kafka_t) {
+        // SAFETY: see above.
+        let known = unsafe { known_brokers(rk) };
+        let lost = self
+            .brokerless
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_lost(known, Instant::now());
+        if lost {
+            // SAFETY: see above; librdkafka copies the string.
+            let added = unsafe { sys::rd_kafka_brokers_add(rk, self.bootstrap.as_ptr()) };
+            tracing::info!(
+                added,
+                "the client knows no broker of the cluster: it starts again from the configured ones"
+            );
+        }
+    }
+}
+
+/// How many brokers metadata named that are not gone since.
+///
+/// # Safety
+/// `rk` is valid for the call.
+unsafe fn known_brokers(rk: *mut sys::rd_kafka_t) -> usize {
+    let mut count = 0;
+    // SAFETY: see above; the ids are ours (or null) and freed once, unread.
+    unsafe {
+        let ids = sys::rd_kafka_brokers_learned_ids(rk, &raw mut count);
+        sys::rd_kafka_mem_free(rk, ids.cast());
+    }
+    count
+}
+
+impl Client {
+    /// A consumer client from librdkafka's properties. Connects in the background.
+    pub(super) fn new(properties: &BTreeMap<String, String>) -> Result<Arc<Self>, Failure> {
+        let callbacks = Arc::new(Callbacks::default());
+        let watch = BrokerWatch::of(properties)?;
         let mut text = [0 as c_char; ERROR_TEXT_BYTES];
         // SAFETY: conf is made here and either passed on to rd_kafka_new, which owns it on success, or destroyed here;
         // the opaque is kept alive by `callbacks` beyond rd_kafka_destroy; the text buffer outlives the calls.
@@ -318,8 +382,7 @@ impl Client {
             Ok(Arc::new(Self {
                 rk,
                 callbacks,
-                bootstrap,
-                brokerless: Mutex::default(),
+                watch,
             }))
         }
     }
@@ -471,31 +534,8 @@ impl Client {
     /// Brings a client back that lost its last broker and would be silent for ever (see [`super::brokerless`]). Cheap; to be
     /// called now and then.
     pub(super) fn keep_a_broker(&self) {
-        let known = self.known_brokers();
-        let lost = self
-            .brokerless
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .is_lost(known, Instant::now());
-        if lost {
-            // SAFETY: rk is valid; librdkafka copies the string.
-            let added = unsafe { sys::rd_kafka_brokers_add(self.ptr(), self.bootstrap.as_ptr()) };
-            tracing::info!(
-                added,
-                "the client knows no broker of the cluster: it starts again from the configured ones"
-            );
-        }
-    }
-
-    /// How many brokers metadata named that are not gone since.
-    fn known_brokers(&self) -> usize {
-        let mut count = 0;
-        // SAFETY: rk is valid; the ids are ours (or null) and freed once, unread.
-        unsafe {
-            let ids = sys::rd_kafka_brokers_learned_ids(self.ptr(), &raw mut count);
-            sys::rd_kafka_mem_free(self.ptr(), ids.cast());
-        }
-        count
+        // SAFETY: rk is valid.
+        unsafe { self.watch.keep(self.ptr()) }
     }
 
     /// The cluster's id as the last metadata said it.

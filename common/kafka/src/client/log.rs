@@ -27,6 +27,10 @@ const INTERNAL: &[&str] = &[
     "__cluster_metadata",
 ];
 
+/// So many requests run at once, each on a thread of its own: hundreds of tables that commit together would take hundreds.
+/// Fewer than the program's threads for what may block, so that files are written while brokers do not answer.
+const REQUESTS: usize = 48;
+
 /// So many questions about epochs run at once: each has a client of its own, with its threads and connections.
 const PROBES: usize = 4;
 
@@ -43,6 +47,7 @@ const MOCK_CLUSTER: &str = "mockCluster";
 #[derive(Debug)]
 pub struct KafkaLog {
     inner: Arc<Inner>,
+    requests: Arc<Semaphore>,
     probes: Semaphore,
 }
 
@@ -87,6 +92,7 @@ impl KafkaLog {
                 properties,
                 topic_ids: OnceLock::new(),
             }),
+            requests: Arc::new(Semaphore::new(REQUESTS)),
             probes: Semaphore::new(PROBES),
         })
     }
@@ -97,9 +103,16 @@ impl KafkaLog {
         request: impl FnOnce(&Inner) -> Result<T, LogError> + Send + 'static,
     ) -> Result<T, LogError> {
         let inner = Arc::clone(&self.inner);
-        tokio::task::spawn_blocking(move || request(&inner))
-            .await
-            .map_err(|e| LogError::Closed(e.to_string()))?
+        let closed = |e: &dyn std::fmt::Display| LogError::Closed(e.to_string());
+        let permit = Arc::clone(&self.requests).acquire_owned().await;
+        let permit = permit.map_err(|e| closed(&e))?;
+        tokio::task::spawn_blocking(move || {
+            // as long as the thread is taken, also where nobody waits for the answer any more
+            let _permit = permit;
+            request(&inner)
+        })
+        .await
+        .map_err(|e| closed(&e))?
     }
 }
 

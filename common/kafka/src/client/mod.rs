@@ -38,4 +38,5 @@ mod reader;
 mod slots;
 mod worker;
 
+pub use self::ffi::BrokerWatch;
 pub use self::log::KafkaLog;

@@ -199,7 +199,11 @@ impl ClientProperties {
                         why: "the reader's group decides",
                     });
                 }
-                if all.get("group.protocol").is_some_and(|p| p == "consumer") {
+                // in any case, as the client takes it
+                if all
+                    .get("group.protocol")
+                    .is_some_and(|p| p.eq_ignore_ascii_case("consumer"))
+                {
                     // the broker assigns; the client refuses a strategy of its own
                     all.remove("partition.assignment.strategy");
                 } else {
@@ -379,8 +383,10 @@ mod tests {
         let keys: Vec<_> = overrides.iter().map(|o| o.key).collect();
         assert_eq!(keys, ["isolation.level", "group.id"]);
 
-        let all = reader(&[("group.protocol", "consumer")], &group);
-        assert!(!all.contains_key("partition.assignment.strategy"));
+        for name in ["consumer", "CONSUMER"] {
+            let all = reader(&[("group.protocol", name)], &group);
+            assert!(!all.contains_key("partition.assignment.strategy"));
+        }
         let all = reader(&[("group.protocol", "consumer")], &Membership::Alone);
         assert!(!all.contains_key("group.protocol"));
     }

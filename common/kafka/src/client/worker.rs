@@ -48,7 +48,8 @@ pub(super) struct Worker {
     assigned: BTreeSet<TopicPartition>,
     paused: BTreeSet<TopicPartition>,
     pending: VecDeque<Pending>,
-    /// Assignments that are no answer: they would be taken for one, so they wait for it.
+    /// Assignments that are no answer: they would be taken for one, so they wait for it. So does what is to be paused or
+    /// resumed of them.
     deferred: VecDeque<Request>,
     /// For the estimate of what the client's queue holds.
     message_bytes: usize,
@@ -444,8 +445,20 @@ impl Worker {
                 Ok(())
             }
             Request::Subscribe(topics) => self.subscribe(&topics),
-            Request::Pause(partitions) => self.pause(&partitions),
-            Request::Resume(partitions) => self.resume(&partitions),
+            Request::Pause(partitions) => {
+                let (later, now) = self.deferred_of(partitions);
+                if !later.is_empty() {
+                    self.deferred.push_back(Request::Pause(later));
+                }
+                self.pause(&now)
+            }
+            Request::Resume(partitions) => {
+                let (later, now) = self.deferred_of(partitions);
+                if !later.is_empty() {
+                    self.deferred.push_back(Request::Resume(later));
+                }
+                self.resume(&now)
+            }
             Request::Mirror(positions) => {
                 self.mirror(&positions);
                 Ok(())
@@ -453,11 +466,31 @@ impl Worker {
         }
     }
 
-    /// An assignment that was asked for before the caller knew that the group takes the partition back comes too late.
+    /// Those whose assignment still waits, and the others.
+    fn deferred_of(
+        &self,
+        partitions: Vec<TopicPartition>,
+    ) -> (Vec<TopicPartition>, Vec<TopicPartition>) {
+        let waits = |tp: &TopicPartition| {
+            self.deferred.iter().any(|request| match request {
+                Request::Assign { partitions, .. } => partitions.iter().any(|(p, _)| p == tp),
+                _ => false,
+            })
+        };
+        partitions.into_iter().partition(waits)
+    }
+
+    /// What was asked for before the caller knew that the group takes the partition back comes too late.
     fn drop_deferred(&mut self, taken: &[TopicPartition]) {
         for request in &mut self.deferred {
-            if let Request::Assign { partitions, .. } = request {
-                partitions.retain(|(tp, _)| !taken.contains(tp));
+            match request {
+                Request::Assign { partitions, .. } => {
+                    partitions.retain(|(tp, _)| !taken.contains(tp));
+                }
+                Request::Pause(partitions) | Request::Resume(partitions) => {
+                    partitions.retain(|tp| !taken.contains(tp));
+                }
+                _ => {}
             }
         }
     }
@@ -473,6 +506,10 @@ impl Worker {
                 _ => Vec::new(),
             };
             if let Err(error) = self.change(request) {
+                if partitions.is_empty() {
+                    // nobody waits for it any more
+                    self.client.log().line(4, "ASSIGN", &error.to_string());
+                }
                 for partition in partitions {
                     let fault = PartitionFault::Other(error.to_string());
                     self.shared.tell(|outbox| {
@@ -489,6 +526,9 @@ impl Worker {
         match request {
             Request::Assign { partitions, .. } => self.assign(&partitions),
             Request::Unassign { partitions, .. } => self.unassign(&partitions),
+            // in their turn, whatever else is asked of the same partitions behind them
+            Request::Pause(partitions) => self.pause(&partitions),
+            Request::Resume(partitions) => self.resume(&partitions),
             other => self.obey(other),
         }
     }

@@ -1,13 +1,17 @@
 //! Clients that are told of no broker, after which librdkafka knows none to ask (see `client::brokerless`).
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use everlog_kafka::client::BrokerWatch;
 use everlog_kafka::conformance::{Reading, World, alone, at, numbered, partition};
 use everlog_kafka::{Isolation, Log};
+use rdkafka::ClientConfig;
+use rdkafka::producer::{BaseProducer, Producer as _};
 
 use crate::support::{Broker, Real};
 
@@ -160,6 +164,41 @@ async fn a_reader_that_was_told_of_no_broker_asks_again() {
     let asked = told.asked.load(Ordering::SeqCst);
     until(async || told.asked.load(Ordering::SeqCst) > asked).await;
     reader.close().await.unwrap();
+}
+
+/// A client that is not the log's comes back as well, once it is looked after.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_producer_that_was_told_of_no_broker_asks_again() {
+    let (told, address) = Told::start();
+    let properties = BTreeMap::from(
+        [("bootstrap.servers", address.as_str()), NO_REBOOTSTRAP]
+            .map(|(k, v)| (k.to_owned(), v.to_owned())),
+    );
+    let mut config = ClientConfig::new();
+    config.extend(properties.clone());
+    let producer: BaseProducer = config.create().unwrap();
+    let watch = BrokerWatch::new(&properties).unwrap();
+    let is_answered = || {
+        let ask = || {
+            let client = producer.client();
+            client.fetch_metadata(None, Duration::from_millis(1500))
+        };
+        tokio::task::block_in_place(ask).is_ok()
+    };
+    until(async || is_answered() && told.has_told(1)).await;
+    told.names_nobody.store(true, Ordering::SeqCst);
+    until(async || {
+        is_answered();
+        told.is_left().await
+    })
+    .await;
+    told.names_nobody.store(false, Ordering::SeqCst);
+    assert!(!is_answered(), "it came back by itself");
+    until(async || {
+        watch.keep_a_broker(producer.client());
+        is_answered()
+    })
+    .await;
 }
 
 /// A cluster of one broker stands still for so long that it is fenced, and is asked all the time: whatever it says of itself

@@ -562,7 +562,9 @@ impl Archive {
                 Verdict::Open => {
                     let base = match self.parent_of(table).await {
                         Ok(base) => base,
-                        Err(error @ ArchiveError::ForeignChange { .. }) => return Err(error),
+                        Err(error) if error.kind() == ArchiveErrorKind::ForeignChange => {
+                            return Err(error);
+                        }
                         Err(error) => {
                             tracing::warn!(table = %self.inner.ident, %error, "cannot settle yet");
                             continue;

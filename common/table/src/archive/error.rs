@@ -4,6 +4,7 @@ use everlog_common::{Millis, Partition, TopicName};
 
 use crate::catalog::{CatalogError, CatalogErrorKind};
 use crate::manifests::ManifestError;
+use crate::schema::SchemaError;
 use crate::storage::{StorageError, StorageErrorKind};
 use crate::summary::LedgerProblem;
 
@@ -89,6 +90,15 @@ pub enum ArchiveError {
         operation: String,
         /// What happened.
         what: String,
+    },
+    /// Somebody else changed the table's columns, so that an archive cannot be kept in them.
+    #[error("table {table}: another engine changed its schema")]
+    SchemaChanged {
+        /// The table.
+        table: String,
+        /// What is wrong with it, and the way on.
+        #[source]
+        source: SchemaError,
     },
     /// The table was dropped, or dropped and made anew, while this process used it.
     #[error("table {table}: {what}; restart everlog to archive into the table that is there now")]
@@ -211,7 +221,9 @@ impl ArchiveError {
             },
             Self::ClockAhead { .. } | Self::Contended { .. } => ArchiveErrorKind::Transient,
             Self::Stale { .. } => ArchiveErrorKind::Stale,
-            Self::ForeignChange { .. } | Self::Replaced { .. } => ArchiveErrorKind::ForeignChange,
+            Self::ForeignChange { .. } | Self::SchemaChanged { .. } | Self::Replaced { .. } => {
+                ArchiveErrorKind::ForeignChange
+            }
             Self::MissingFile { .. } | Self::Corrupt { .. } => ArchiveErrorKind::Corrupt,
             Self::NameClash { .. } | Self::NotAnArchive { .. } => ArchiveErrorKind::NameClash,
             Self::Invalid { .. } | Self::Unsupported { .. } | Self::Inconsistent { .. } => {

@@ -11,6 +11,7 @@ use super::{Archive, ArchiveError};
 use crate::catalog::LoadedTable;
 use crate::commit::Totals;
 use crate::manifests;
+use crate::schema::ColumnMap;
 use crate::storage::Storage;
 use crate::summary::{self, Found, LedgerProblem};
 
@@ -170,12 +171,31 @@ impl Archive {
     /// The same of a state that was just read.
     pub(super) async fn parent_of(&self, table: LoadedTable) -> Result<Parent, ArchiveError> {
         let found = self.find(&table, None).await?;
+        self.check_columns(&table.metadata, found.written_by)?;
         let list = match found.snapshot_id {
             Some(head) => self.read_list(&self.store_of_files(), &table, head).await?,
             None => Vec::new(),
         };
         self.parent_with(table, found.snapshot_id, found.ledger, list)
             .await
+    }
+
+    /// Whether the columns are still the ones that we write, and that snapshot `last` of ours was written in.
+    fn check_columns(
+        &self,
+        metadata: &TableMetadata,
+        last: Option<i64>,
+    ) -> Result<(), ArchiveError> {
+        let before = last
+            .and_then(|id| metadata.snapshot_by_id(id)?.schema_id())
+            .and_then(|id| metadata.schema_by_id(id))
+            .and_then(|schema| ColumnMap::resolve(schema).ok());
+        ColumnMap::resolve(metadata.current_schema())
+            .and_then(|now| before.map_or(Ok(()), |before| now.check_same_ids(&before)))
+            .map_err(|source| ArchiveError::SchemaChanged {
+                table: self.table_name(),
+                source,
+            })
     }
 
     /// Puts a parent together, checking once more that files and ledger agree.

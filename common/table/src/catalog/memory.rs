@@ -276,7 +276,8 @@ impl MemoryCatalog {
             Some(location) => location.trim_end_matches('/').to_owned(),
             None => metadata::default_location(&self.warehouse, &ident),
         };
-        if let Err(error) = metadata::check_free(&self.storage, &ident, &location).await {
+        let metadata = metadata::first(table, location, self.ids.uuid())?;
+        if let Err(error) = metadata::check_free(&self.storage, &ident, &metadata).await {
             // somebody else may have made this very table meanwhile, and filled it
             return if self.pointer(&ident).is_some() {
                 Ok(CreateReply::Exists)
@@ -284,7 +285,6 @@ impl MemoryCatalog {
                 Err(error)
             };
         }
-        let metadata = metadata::first(table, location, self.ids.uuid())?;
         let metadata = self.stamp(&metadata, 0)?;
         let metadata_location = metadata::next_location(&metadata, None, self.ids.uuid());
         metadata::write(&self.storage, &metadata_location, &metadata).await?;

@@ -14,7 +14,8 @@ use iceberg::{ErrorKind, NamespaceIdent, TableIdent, TableRequirement, TableUpda
 use uuid::Uuid;
 
 use super::{CatalogError, NewTable};
-use crate::files::{is_metadata_file, is_table_file};
+use crate::files::is_table_file;
+use crate::schema::PROPERTY_TOPIC;
 use crate::storage::{Storage, StorageError, StorageErrorKind};
 
 /// Table property: where metadata files go, if not below the table's location.
@@ -204,23 +205,45 @@ pub(crate) struct MetadataOwner {
     pub(crate) table_uuid: Option<Uuid>,
     /// How many snapshots it has.
     pub(crate) snapshots: usize,
+    /// Whether it never had one.
+    never_written: bool,
+    location: Option<String>,
+    /// The topic that it is an archive of, where it is one.
+    topic: Option<String>,
 }
 
 impl MetadataOwner {
+    /// Whether this is what the creation of such a table leaves behind when it comes to nothing.
+    fn is_nothing_like(&self, first: &TableMetadata) -> bool {
+        self.snapshots == 0
+            && self.never_written
+            && self.location.as_deref() == Some(first.location())
+            && self.topic.as_ref() == first.properties().get(PROPERTY_TOPIC)
+    }
+
     pub(crate) fn of(bytes: &[u8]) -> Result<Self, super::Cause> {
         #[derive(serde::Deserialize)]
         #[serde(rename_all = "kebab-case")]
         struct Head {
             table_uuid: Option<Uuid>,
             snapshots: Option<Vec<serde::de::IgnoredAny>>,
+            last_sequence_number: Option<i64>,
+            metadata_log: Option<Vec<serde::de::IgnoredAny>>,
+            location: Option<String>,
+            properties: Option<HashMap<String, serde_json::Value>>,
         }
-        let Head {
-            table_uuid,
-            snapshots,
-        } = serde_json::from_slice(&unpack(bytes)?)?;
+        let head: Head = serde_json::from_slice(&unpack(bytes)?)?;
+        let topic = head.properties.and_then(|all| {
+            let topic = all.get(PROPERTY_TOPIC)?.as_str()?;
+            Some(topic.to_owned())
+        });
         Ok(Self {
-            table_uuid,
-            snapshots: snapshots.map_or(0, |all| all.len()),
+            table_uuid: head.table_uuid,
+            snapshots: head.snapshots.map_or(0, |all| all.len()),
+            never_written: head.last_sequence_number.unwrap_or(0) == 0
+                && head.metadata_log.is_none_or(|log| log.is_empty()),
+            location: head.location,
+            topic,
         })
     }
 }
@@ -230,8 +253,9 @@ impl MetadataOwner {
 pub(super) async fn check_free(
     storage: &Storage,
     table: &TableIdent,
-    location: &str,
+    first: &TableMetadata,
 ) -> Result<(), CatalogError> {
+    let location = first.location();
     let what = || format!("create {table}");
     let failed = |source| CatalogError::storage(what(), source);
     let mut listing = storage.list(location).map_err(failed)?;
@@ -245,7 +269,7 @@ pub(super) async fn check_free(
             }
             Err(error) => return Err(failed(error)),
         };
-        if !is_table_file(&uri) || is_leftover(storage, &uri).await.map_err(failed)? {
+        if !is_table_file(&uri) || is_leftover(storage, first, &uri).await.map_err(failed)? {
             continue;
         }
         return Err(CatalogError::Refused {
@@ -261,17 +285,29 @@ pub(super) async fn check_free(
     Ok(())
 }
 
-/// The first metadata of a table that has nothing: the catalog never took it, or nothing was ever put into it.
-async fn is_leftover(storage: &Storage, uri: &str) -> Result<bool, StorageError> {
-    let name = uri.rsplit('/').next().unwrap_or_default();
-    if !is_metadata_file(uri) || !name.starts_with("00000-") {
+/// The first metadata of a table like the one to be made, that has nothing: the catalog never took it, or nothing was ever
+/// put into it. Other engines name theirs in the same way, so that what is in it decides.
+async fn is_leftover(
+    storage: &Storage,
+    first: &TableMetadata,
+    uri: &str,
+) -> Result<bool, StorageError> {
+    if !has_first_name(uri) {
         return Ok(false);
     }
     match storage.get(uri).await {
-        Ok(bytes) => Ok(MetadataOwner::of(&bytes).is_ok_and(|owner| owner.snapshots == 0)),
+        Ok(bytes) => Ok(MetadataOwner::of(&bytes).is_ok_and(|owner| owner.is_nothing_like(first))),
         Err(error) if error.kind() == StorageErrorKind::NotFound => Ok(true),
         Err(error) => Err(error),
     }
+}
+
+/// Whether a name is like those that [`next_location`] gives to a first metadata file.
+fn has_first_name(uri: &str) -> bool {
+    let name = uri.rsplit('/').next().unwrap_or_default();
+    name.strip_prefix("00000-")
+        .and_then(|rest| rest.strip_suffix(".metadata.json"))
+        .is_some_and(|id| Uuid::try_parse(id).is_ok())
 }
 
 /// How the SQL layout, and everybody who shares it, writes a namespace.
@@ -378,5 +414,69 @@ mod tests {
             uuid: Uuid::from_u128(7),
         };
         assert!(matches!(apply(&[same], vec![]), Applied::Ready(_)));
+    }
+
+    /// What a creation that came to nothing leaves is no table; whatever else is named like it is one.
+    #[tokio::test]
+    async fn only_what_a_creation_of_the_same_table_left_behind_is_taken_for_nothing() {
+        const NAME: &str = "00000-00000000-0000-0000-0000-000000000001.metadata.json";
+        let ours = metadata(&[(PROPERTY_TOPIC, "orders")]);
+        let ident = TableIdent::from_strs(["lake", "t"]).expect("ident");
+        let changed = |change: &dyn Fn(&mut serde_json::Value)| {
+            let mut json = serde_json::to_value(&ours).expect("json");
+            change(&mut json);
+            serde_json::to_vec(&json).expect("json")
+        };
+        let set = |key: &'static str, value: serde_json::Value| {
+            changed(&move |json: &mut serde_json::Value| json[key] = value.clone())
+        };
+        let left = changed(&|_| ());
+        let cases = [
+            (NAME, left.clone(), true),
+            (
+                "00001-00000000-0000-0000-0000-000000000001.metadata.json",
+                left.clone(),
+                false,
+            ),
+            ("00000-first.metadata.json", left.clone(), false),
+            ("v1.metadata.json", left, false),
+            // another engine's table that is empty, and another archive's
+            (NAME, set("properties", serde_json::json!({})), false),
+            (
+                NAME,
+                set("properties", serde_json::json!({PROPERTY_TOPIC: "clicks"})),
+                false,
+            ),
+            (
+                NAME,
+                set("location", serde_json::json!("s3://b/lake/u")),
+                false,
+            ),
+            // emptied: all of its snapshots have expired
+            (
+                NAME,
+                set("last-sequence-number", serde_json::json!(7)),
+                false,
+            ),
+            (
+                NAME,
+                set(
+                    "metadata-log",
+                    serde_json::json!([{"metadata-file": "x", "timestamp-ms": 1}]),
+                ),
+                false,
+            ),
+            (NAME, b"{".to_vec(), false),
+        ];
+        for (name, bytes, is_free) in cases {
+            let storage = Storage::from_store(Arc::new(object_store::memory::InMemory::new()));
+            let shown = String::from_utf8_lossy(&bytes).into_owned();
+            storage
+                .put(&format!("s3://b/lake/t/metadata/{name}"), bytes.into())
+                .await
+                .expect("stored");
+            let checked = check_free(&storage, &ident, &ours).await;
+            assert_eq!(checked.is_ok(), is_free, "{name}: {shown}");
+        }
     }
 }

@@ -26,7 +26,9 @@ use iceberg::{NamespaceIdent, TableIdent, TableRequirement, TableUpdate};
 use reqwest::Method;
 use uuid::Uuid;
 
-use super::{Catalog, CatalogError, CommitReply, CreateReply, LoadedTable, NewTable};
+use super::{
+    Catalog, CatalogError, CatalogErrorKind, CommitReply, CreateReply, LoadedTable, NewTable,
+};
 use crate::storage::{CredentialSource, Storage, StorageError};
 
 use client::{Answer, Client, Request};
@@ -313,6 +315,23 @@ fn overlay(
     properties
 }
 
+/// A catalog that is away may come back; one that does not let us in is an operator's matter.
+fn no_credentials(what: &str, error: CatalogError) -> StorageError {
+    if error.kind() != CatalogErrorKind::Unauthorized {
+        return StorageError::Credentials {
+            source: Box::new(error),
+        };
+    }
+    StorageError::Unauthorized {
+        uri: what.to_owned(),
+        doing: "ask for",
+        source: Box::new(object_store::Error::Unauthenticated {
+            path: what.to_owned(),
+            source: Box::new(error),
+        }),
+    }
+}
+
 /// New credentials by loading the table again.
 #[derive(Debug)]
 struct VendedCredentials {
@@ -333,9 +352,7 @@ impl CredentialSource for VendedCredentials {
             .into_read(&what)
             .and_then(|body| protocol::decode::<LoadTable>(&body, &what))
             .and_then(|loaded| loaded.into_loaded(&self.table))
-            .map_err(|error| StorageError::Credentials {
-                source: Box::new(error),
-            })?;
+            .map_err(|error| no_credentials(&what, error))?;
         Ok(overlay(self.client.properties(), &loaded.config))
     }
 }

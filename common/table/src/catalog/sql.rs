@@ -217,7 +217,8 @@ impl Catalog for SqlCatalog {
             return Ok(CreateReply::Exists);
         }
         let location = self.location_of(&table);
-        if let Err(error) = metadata::check_free(&self.storage, &ident, &location).await {
+        let metadata = metadata::first(table, location, self.ids.uuid())?;
+        if let Err(error) = metadata::check_free(&self.storage, &ident, &metadata).await {
             // somebody else may have made this very table meanwhile, and filled it
             return if self.database.is_taken(&namespace, ident.name()).await? {
                 Ok(CreateReply::Exists)
@@ -225,7 +226,6 @@ impl Catalog for SqlCatalog {
                 Err(error)
             };
         }
-        let metadata = metadata::first(table, location, self.ids.uuid())?;
         let metadata_location = metadata::next_location(&metadata, None, self.ids.uuid());
         metadata::write(&self.storage, &metadata_location, &metadata).await?;
         match self

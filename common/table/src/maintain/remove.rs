@@ -27,8 +27,8 @@ const AT_ONCE: usize = 12;
 const DELETES_MAX: usize = 20_000;
 /// At most so many metadata logs are followed back in time; what is older goes by its age.
 const LOGS_MAX: usize = 200;
-/// At most so many metadata files of unknown origin are read in one round; the next round goes on with the others.
-const JUDGED_MAX: usize = 1_000;
+/// So many metadata files of unknown origin are looked at before the next of them: a look has a price in memory.
+const JUDGED_AT_ONCE: usize = 1_000;
 /// Data folders are searched again after so long where something was wrong with them.
 const SEARCH_AGAIN: Duration = Duration::from_mins(10);
 /// At most so many names are remembered from round to round; beyond that many, they are looked at anew.
@@ -45,6 +45,8 @@ pub(crate) struct Upkeep {
     data_held_back: Option<String>,
     /// Metadata files that the log does not lead to, but that were read and are this table's (G5).
     own: BTreeSet<Key>,
+    /// Such files that are of no table that has anything, and stay.
+    nobodys: BTreeSet<Key>,
     /// Since when, as time elapsed, this process has seen files unneeded; kept only where the past cannot be read.
     unneeded_since: BTreeMap<Key, Duration>,
 }
@@ -95,6 +97,8 @@ fn is_below(uri: &str, folder: &str) -> bool {
 struct Needed {
     /// Under both keys: a name that only looks needed stays, which does no harm.
     keys: BTreeSet<Key>,
+    /// The data files among them, by their names without any folder. Known where data is searched.
+    data_names: BTreeSet<Key>,
     /// Some that the listing of metadata must show (G3).
     witnesses: Vec<String>,
     /// Metadata files that are proven to be superseded since this long.
@@ -117,6 +121,16 @@ impl Needed {
 struct Candidate {
     object: StoredObject,
     key: Key,
+}
+
+/// Whose the metadata files are that nothing of this table leads to.
+enum Judged {
+    /// Another table lives in these folders, so that nothing may go. Says which file tells.
+    Another(String),
+    /// No other table's so far. The table's own that are old enough, and how many were not looked at.
+    Partly { own: Vec<Candidate>, left: usize },
+    /// No other table's. The table's own that are old enough.
+    All { own: Vec<Candidate> },
 }
 
 /// What readers of the last hour may still rely on.
@@ -199,12 +213,22 @@ impl Archive {
             waiting,
             ..
         } = sorted;
-        if let Some(reason) = self
-            .judge(&table, unknown, settings, now, &mut upkeep, &mut due)
+        match self
+            .judge(&table, unknown, settings, now, &mut upkeep)
             .await?
         {
-            report.held_back = Some(reason);
-            due.clear();
+            Judged::Another(reason) => {
+                report.held_back = Some(reason);
+                due.clear();
+            }
+            // what is known to be this table's own may go, whoever else may be here: so the next round has less to look at
+            Judged::Partly { own, left } => {
+                report.held_back = Some(format!(
+                    "{left} metadata files are yet to be looked at, whether they are this table's; the next round goes on"
+                ));
+                due = own;
+            }
+            Judged::All { own } => due.extend(own),
         }
         if search_data {
             report.data_searched = true;
@@ -269,19 +293,19 @@ impl Archive {
                     sorted.add(object);
                 }
             }
-            // Whose files these are is told by the table's own among them; where none is shown, all of them stay.
-            if sorted.shown == 0 && sorted.due.len() > before {
+            // Whose files these are is told by the table's own among them.
+            let others = sorted.due.get(before..).unwrap_or_default();
+            if sorted.shown == 0
+                && let Some(reason) = whose(metadata, sorted.needed, &folder, others)
+            {
                 sorted.due.truncate(before);
-                report.held_back = Some(format!(
-                    "{folder} shows none of the table's data files, so that nothing tells whose the others are; they stay"
-                ));
+                report.held_back = Some(reason);
             }
         }
         Ok(())
     }
 
-    /// G5: reads the metadata files that nothing of this table leads to. Those that are its own join `due` where they are
-    /// old enough. Gives the reason where nothing may go at all: another table lives in these folders.
+    /// G5: reads the metadata files that nothing of this table leads to, so many as a round may.
     async fn judge(
         &self,
         table: &LoadedTable,
@@ -289,55 +313,64 @@ impl Archive {
         settings: &MaintenanceSettings,
         now: Millis,
         upkeep: &mut Upkeep,
-        due: &mut Vec<Candidate>,
-    ) -> Result<Option<String>, ArchiveError> {
+    ) -> Result<Judged, ArchiveError> {
         let storage = self.store_of_files();
         let uuid = table.metadata.uuid();
-        if upkeep.own.len() > REMEMBERED_MAX {
-            upkeep.own.clear();
+        for remembered in [&mut upkeep.own, &mut upkeep.nobodys] {
+            if remembered.len() > REMEMBERED_MAX {
+                remembered.clear();
+            }
         }
-        // The newest first: a table in use shows itself at once.
-        unknown.sort_by_key(|object| std::cmp::Reverse(object.last_modified));
-        let left = unknown.len().saturating_sub(JUDGED_MAX);
-        unknown.truncate(JUDGED_MAX);
-        let reads: Vec<_> = unknown
-            .into_iter()
-            .map(|object| {
-                let storage = &storage;
-                async move { (storage.get(&object.uri).await, object) }
-            })
-            .collect();
-        let mut reads = futures::stream::iter(reads).buffered(AT_ONCE);
-        while let Some((read, object)) = reads.next().await {
-            let bytes = match read {
-                Ok(bytes) => bytes,
-                Err(error) if error.kind() == StorageErrorKind::NotFound => continue,
-                Err(source) => return Err(self.reading(MetadataError::Storage(source))),
-            };
-            let another = match MetadataOwner::of(&bytes) {
-                Ok(owner) if owner.table_uuid == Some(uuid) => {
-                    let candidate = Candidate::of(object);
-                    upkeep.own.insert(candidate.key);
-                    if is_old(&candidate.object, settings, now) {
-                        due.push(candidate);
+        unknown.retain(|object| !upkeep.nobodys.contains(&key_of(&object.uri)));
+        let left = choose(&mut unknown, settings.judged_max);
+        let mut own = Vec::new();
+        let mut unknown = unknown.into_iter();
+        loop {
+            let slice = unknown.by_ref().take(JUDGED_AT_ONCE);
+            let reads: Vec<_> = slice
+                .map(|object| {
+                    let storage = &storage;
+                    async move { (storage.get(&object.uri).await, object) }
+                })
+                .collect();
+            if reads.is_empty() {
+                break;
+            }
+            let mut reads = futures::stream::iter(reads).buffered(AT_ONCE);
+            while let Some((read, object)) = reads.next().await {
+                let bytes = match read {
+                    Ok(bytes) => bytes,
+                    Err(error) if error.kind() == StorageErrorKind::NotFound => continue,
+                    Err(source) => return Err(self.reading(MetadataError::Storage(source))),
+                };
+                let another = match MetadataOwner::of(&bytes) {
+                    Ok(owner) if owner.table_uuid == Some(uuid) => {
+                        let candidate = Candidate::of(object);
+                        upkeep.own.insert(candidate.key);
+                        let is_due = is_old(&candidate.object, settings, now);
+                        if is_due && own.len() < 2 * DELETES_MAX {
+                            own.push(candidate);
+                        }
+                        continue;
                     }
-                    continue;
-                }
-                // What a creation left behind that another won, or a table that has nothing yet: it stays.
-                Ok(owner) if owner.table_uuid.is_some() && owner.snapshots == 0 => continue,
-                Ok(_) => "is another table's metadata",
-                Err(_) => "cannot be read, and may be another table's metadata",
-            };
-            return Ok(Some(format!(
-                "{} {another}; of two tables in one folder, none can tell which files the other needs",
-                object.uri
-            )));
+                    // What a creation left behind that another won, or a table that has nothing yet: it stays.
+                    Ok(owner) if owner.table_uuid.is_some() && owner.snapshots == 0 => {
+                        upkeep.nobodys.insert(key_of(&object.uri));
+                        continue;
+                    }
+                    Ok(_) => "is another table's metadata",
+                    Err(_) => "cannot be read, and may be another table's metadata",
+                };
+                return Ok(Judged::Another(format!(
+                    "{} {another}; of two tables in one folder, none can tell which files the other needs",
+                    object.uri
+                )));
+            }
         }
-        Ok((left > 0).then(|| {
-            format!(
-                "{left} metadata files are yet to be looked at, whether they are this table's; the next round goes on"
-            )
-        }))
+        Ok(match left {
+            0 => Judged::All { own },
+            left => Judged::Partly { own, left },
+        })
     }
 
     /// Removes what local writes left beside their names when they were cut off.
@@ -526,6 +559,9 @@ impl Archive {
                         // What is deleted in one snapshot is needed by an older one, which has it in its own manifests.
                         if entry.is_alive() {
                             needed.add(entry.file_path());
+                            needed
+                                .data_names
+                                .insert(hash_of(name_of(entry.file_path())));
                         }
                     }
                 }
@@ -689,6 +725,18 @@ fn not_shown(table: &LoadedTable, listed: &[StoredObject], needed: &Needed) -> O
         .or_else(|| elsewhere.then(|| format!("anything below {folder}")))
 }
 
+/// Leaves so many to be looked at in this round, and tells how many others there are: the newest, since a table in use shows
+/// itself there at once, and the oldest, which are the ones that go.
+fn choose(unknown: &mut Vec<StoredObject>, max: usize) -> usize {
+    unknown.sort_by_key(|object| std::cmp::Reverse(object.last_modified));
+    let left = unknown.len().saturating_sub(max);
+    if left > 0 {
+        let newest = max.div_ceil(2);
+        unknown.drain(newest..newest + left);
+    }
+    left
+}
+
 impl Candidate {
     fn of(object: StoredObject) -> Self {
         let key = key_of(&object.uri);
@@ -769,6 +817,53 @@ fn data_folders(metadata: &TableMetadata) -> (Vec<String>, Option<String>) {
     } else {
         (vec![plain], Some(configured))
     }
+}
+
+/// Why files stay that a folder shows which shows none of the table's own; none where they are known to be the table's.
+///
+/// The default folder of a table whose files go elsewhere by now may well hold nothing but what is left of old times.
+/// Everything there is the table's own if no other table is at its location, which would show where metadata is by default
+/// (G5); and none of it is needed if nothing that the table needs has such a name, in whatever folder it says that is (links,
+/// hosts of two names).
+fn whose(
+    metadata: &TableMetadata,
+    needed: &Needed,
+    folder: &str,
+    others: &[Candidate],
+) -> Option<String> {
+    let first = others.first()?;
+    let known = others.iter().find(|other| {
+        needed
+            .data_names
+            .contains(&hash_of(name_of(&other.object.uri)))
+    });
+    if let Some(known) = known {
+        return Some(format!(
+            "the table needs a file of the name of {}, and says that it is in another folder: one folder may have two names; \
+             name it in the table as it is listed",
+            known.object.uri
+        ));
+    }
+    let location = metadata.location().trim_end_matches('/');
+    let (searched, elsewhere) = data_folders(metadata);
+    let goes_elsewhere = searched.len() > 1 || elsewhere.is_some();
+    let is_left = goes_elsewhere && folder == format!("{location}/data");
+    let would_show = metadata_folder(metadata) == format!("{location}/metadata");
+    if is_left && would_show && !needed.data_names.is_empty() {
+        return None;
+    }
+    Some(format!(
+        "{folder} shows none of the table's data files, so that nothing tells whose the {} others are (as {}); they stay. If \
+         new files go there, this ends with the next commit; else, where no other table or program keeps files there, \
+         delete them by hand",
+        others.len(),
+        first.object.uri
+    ))
+}
+
+/// The last part of a name.
+fn name_of(uri: &str) -> &str {
+    uri.rsplit('/').next().unwrap_or(uri)
 }
 
 /// Whether data files lie in the metadata folder or below it, by what the table says of itself

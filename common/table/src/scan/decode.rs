@@ -1,5 +1,7 @@
 //! Column chunks to runs of rows, on a thread that may block.
 
+use std::sync::Weak;
+
 use arrow_array::cast::AsArray;
 use arrow_array::types::Int32Type;
 use arrow_array::{Array, ArrayRef, BinaryArray, Int32Array, RecordBatch, StringArray};
@@ -56,11 +58,8 @@ pub(super) enum DecodeError {
     Rows(String),
 }
 
-/// Where decoded runs go, batch by batch; false when nobody wants more.
-pub(super) type Deliver<'a> = &'a mut dyn FnMut(Vec<DecodedRun>) -> bool;
-
-/// Decodes a row group.
-pub(super) fn run(fetched: &Fetched, deliver: Deliver<'_>) -> Result<(), DecodeError> {
+/// Decodes a row group: its runs, each of at most one batch's rows. Ends early when nobody holds what `awaited` points to.
+pub(super) fn run(fetched: &Fetched, awaited: &Weak<()>) -> Result<Vec<DecodedRun>, DecodeError> {
     for chunk in &fetched.chunks {
         let intact = chunk
             .checksum
@@ -76,23 +75,20 @@ pub(super) fn run(fetched: &Fetched, deliver: Deliver<'_>) -> Result<(), DecodeE
     let rows = u64::try_from(info.num_rows()).unwrap_or(0).max(1);
     let unpacked = u64::try_from(info.total_byte_size()).unwrap_or(0);
     let batch_rows = (BATCH_BYTES.saturating_mul(rows) / unpacked.max(1)).clamp(1, BATCH_ROWS_MAX);
-    let mut delivered = 0;
-    match decode(fetched, batch_rows, &mut delivered, deliver) {
+    match decode(fetched, batch_rows, awaited) {
         // Arrow's offsets are of 32 bits: a batch of a few huge rows among small ones may not fit.
         Err(_) if batch_rows > 1 && unpacked > i32::MAX.unsigned_abs().into() => {
-            decode(fetched, 1, &mut delivered, deliver)
+            decode(fetched, 1, awaited)
         }
         other => other,
     }
 }
 
-/// `delivered` rows are passed over at first, and those that are delivered are added to it.
 fn decode(
     fetched: &Fetched,
     batch_rows: u64,
-    delivered: &mut usize,
-    deliver: Deliver<'_>,
-) -> Result<(), DecodeError> {
+    awaited: &Weak<()>,
+) -> Result<Vec<DecodedRun>, DecodeError> {
     let input = Chunks {
         chunks: fetched.chunks.clone(),
         file_bytes: fetched.file_bytes,
@@ -103,20 +99,14 @@ fn decode(
             .with_projection(fetched.projection.mask.clone())
             .with_batch_size(usize::try_from(batch_rows).unwrap_or(1))
             .build()?;
-    let mut rows = 0;
+    let (mut rows, mut runs) = (0, Vec::new());
     for batch in batches {
+        if awaited.strong_count() == 0 {
+            return Ok(Vec::new());
+        }
         let batch = batch?;
-        let known = delivered.saturating_sub(rows).min(batch.num_rows());
         rows += batch.num_rows();
-        if known == batch.num_rows() {
-            continue;
-        }
-        let batch = batch.slice(known, batch.num_rows() - known);
-        let runs = runs_of(fetched, &batch)?;
-        if !deliver(runs) {
-            return Ok(());
-        }
-        *delivered = rows;
+        runs.append(&mut runs_of(fetched, &batch)?);
     }
     let expected = fetched
         .metadata
@@ -127,7 +117,7 @@ fn decode(
         let what = format!("it has {rows} rows, its footer says {expected}");
         return Err(DecodeError::Rows(what));
     }
-    Ok(())
+    Ok(runs)
 }
 
 fn runs_of(fetched: &Fetched, batch: &RecordBatch) -> Result<Vec<DecodedRun>, DecodeError> {

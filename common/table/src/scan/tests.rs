@@ -1,5 +1,5 @@
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use arrow_array::{
     Array, ArrayRef, BinaryViewArray, DictionaryArray, Int32Array, Int64Array, LargeBinaryArray,
@@ -340,26 +340,20 @@ async fn p13_a_file_of_another_length_than_its_manifest_says_is_corrupt() {
 }
 
 #[tokio::test]
-async fn a_row_group_is_delivered_in_batches_and_may_be_left_early() {
+async fn a_row_group_is_decoded_in_batches() {
     let storage = storage();
     let items = vec![rows(0, range(0, 100_000), vec![columns(0..100_000)])];
     let expected = written(&items);
     let file = own_file(&storage, items).await;
     let footer = read_footer(&storage, &file).await.unwrap();
     assert_eq!(footer.row_groups.len(), 1);
-    let topic = topic();
-    let open = || open_row_group(&storage, &file, &footer, 0, &topic);
-    let mut reader = open().await.unwrap();
-    let (mut batches, mut runs) = (0, Vec::new());
-    while let Some(next) = reader.next().await.unwrap() {
-        batches += 1;
-        runs.extend(next);
-    }
-    assert!(batches > 3, "{batches} batches");
+    let runs = read_row_group(&storage, &file, &footer, 0, &topic()).await;
+    let runs = runs.unwrap();
+    assert!(runs.len() > 3, "{} batches", runs.len());
     assert!(same(&joined(runs), &expected));
-    assert!(reader.next().await.unwrap().is_none());
-    let mut left = open().await.unwrap();
-    assert!(left.next().await.unwrap().is_some());
+    // nobody waits for it any more
+    let fetched = fetch(&storage, &file, &footer, 0, &topic()).await.unwrap();
+    assert!(decode::run(&fetched, &Weak::new()).unwrap().is_empty());
 }
 
 #[tokio::test]

@@ -15,6 +15,8 @@ use super::{Column, SchemaError};
 #[derive(Debug, Clone)]
 pub struct ColumnMap {
     fields: [(i32, String); Column::ALL.len()],
+    /// Ids of a header list's element, key and value.
+    headers: [i32; 3],
     arrow: SchemaRef,
 }
 
@@ -31,7 +33,27 @@ impl ColumnMap {
         let (element_id, header_key, header_value) = resolve_headers(headers)?;
         let fields = std::array::from_fn(|i| (found[i].id, found[i].name.clone()));
         let arrow = arrow_schema(&fields, element_id, &header_key, &header_value);
-        Ok(Self { fields, arrow })
+        Ok(Self {
+            fields,
+            headers: [element_id, header_key.0, header_value.0],
+            arrow,
+        })
+    }
+
+    /// Refuses columns that have other ids than in `before`: what was written under those is not read any more.
+    pub(crate) fn check_same_ids(&self, before: &Self) -> Result<(), SchemaError> {
+        let moved = Column::ALL.into_iter().find(|column| {
+            let is_headers = *column == Column::Headers;
+            self.id(*column) != before.id(*column) || is_headers && self.headers != before.headers
+        });
+        match moved {
+            None => Ok(()),
+            Some(column) => Err(SchemaError::Moved {
+                column: column.name(),
+                id: self.id(column),
+                before: before.id(column),
+            }),
+        }
     }
 
     /// The column's field id in this table.

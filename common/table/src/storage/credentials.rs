@@ -12,7 +12,7 @@ use object_store::CredentialProvider;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use super::StorageError;
+use super::{StorageError, StorageErrorKind};
 
 /// Vended credentials are asked for anew at this age, or when half of the life is over that their server states. The
 /// shortest that the clouds hand out live 15 minutes.
@@ -55,23 +55,36 @@ impl Vended {
     }
 }
 
-/// A stated expiry is Unix time. It only makes renewal earlier: no decision about data rests on it.
+/// A stated expiry is Unix time. It makes renewal earlier, and tells why a store would refuse: no decision about data rests
+/// on it.
 fn unix_time() -> Duration {
     let now = SystemClock::default().now();
     Duration::from_millis(u64::try_from(now.0).unwrap_or_default())
 }
 
-/// How long after `wall` (Unix time) credentials are renewed that were vended then.
-fn life(properties: &BTreeMap<String, String>, wall: Duration) -> Duration {
-    let stated = properties
-        .iter()
-        .filter(|(key, _)| EXPIRES_AT.iter().any(|name| key.starts_with(name)))
-        .filter_map(|(_, value)| value.parse().ok().map(Duration::from_millis))
-        .min();
-    stated.map_or(REFRESH_AFTER, |expires| {
-        let half = expires.saturating_sub(wall) / 2;
-        half.clamp(REFRESH_AFTER_MIN, REFRESH_AFTER)
-    })
+/// How long credentials are good, from when they were vended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Life {
+    /// They are renewed after so long.
+    renewal: Duration,
+    /// They are over after so long, where their server says so.
+    stated: Option<Duration>,
+}
+
+impl Life {
+    /// Of credentials that were vended at `wall` (Unix time).
+    fn of(properties: &BTreeMap<String, String>, wall: Duration) -> Self {
+        let expires = properties
+            .iter()
+            .filter(|(key, _)| EXPIRES_AT.iter().any(|name| key.starts_with(name)))
+            .filter_map(|(_, value)| value.parse().ok().map(Duration::from_millis))
+            .min();
+        let stated = expires.map(|expires| expires.saturating_sub(wall));
+        let renewal = stated.map_or(REFRESH_AFTER, |stated| {
+            (stated / 2).clamp(REFRESH_AFTER_MIN, REFRESH_AFTER)
+        });
+        Self { renewal, stated }
+    }
 }
 
 /// A client's credentials, renewed before they expire.
@@ -79,6 +92,8 @@ fn life(properties: &BTreeMap<String, String>, wall: Duration) -> Duration {
 /// * One renewal at a time; the others wait for it.
 /// * When a renewal fails, the old ones go on being used: they may still be valid, and the store knows. The next is tried
 ///   after a pause, so that a catalog that hangs does not hold up every request to a store that works.
+/// * Once they are over by what their server said, that failure is the answer: the store would only say that they are not
+///   allowed, which reads as if somebody had taken a permission away.
 pub(super) struct Refreshing<C, F> {
     source: Arc<dyn CredentialSource>,
     extract: F,
@@ -88,6 +103,17 @@ pub(super) struct Refreshing<C, F> {
 struct Current<C> {
     credential: Arc<C>,
     renew_at: Instant,
+    /// When they are over, where their server says so.
+    over_at: Option<Instant>,
+    /// Why the last renewal failed.
+    failed: Option<Failed>,
+}
+
+/// Why there are no new credentials, to be told to everybody until the next try.
+#[derive(Debug, Clone)]
+struct Failed {
+    why: String,
+    is_denied: bool,
 }
 
 impl<C, F> Debug for Refreshing<C, F> {
@@ -106,9 +132,8 @@ impl<C, F> Refreshing<C, F> {
         properties: &BTreeMap<String, String>,
         extract: F,
     ) -> Self {
-        let current = initial.map(|credential| Current {
-            credential: Arc::new(credential),
-            renew_at: vended.at + life(properties, vended.wall),
+        let current = initial.map(|credential| {
+            Current::new(credential, vended.at, Life::of(properties, vended.wall))
         });
         Self {
             source: Arc::clone(&vended.source),
@@ -128,53 +153,91 @@ where
 
     async fn get_credential(&self) -> object_store::Result<Arc<C>> {
         let mut current = self.current.lock().await;
-        if let Some(Current {
-            credential,
-            renew_at,
-        }) = &*current
-            && Instant::now() < *renew_at
-        {
-            return Ok(Arc::clone(credential));
+        if let Some(young) = current.as_ref().filter(|c| Instant::now() < c.renew_at) {
+            return young.usable();
         }
         let (asked, wall) = (Instant::now(), unix_time());
         let fetched = self.source.fetch().await.and_then(|properties| {
             let credential = (self.extract)(&properties)?;
-            Ok(credential.map(|credential| (credential, life(&properties, wall))))
+            Ok(credential.map(|credential| (credential, Life::of(&properties, wall))))
         });
-        match (fetched, &mut *current) {
-            (Ok(Some((credential, life))), current) => {
-                let credential = Arc::new(credential);
-                *current = Some(Current {
-                    credential: Arc::clone(&credential),
-                    renew_at: asked + life,
-                });
-                Ok(credential)
+        let failed = match fetched {
+            Ok(Some((credential, life))) => {
+                return current
+                    .insert(Current::new(credential, asked, life))
+                    .usable();
             }
-            (Ok(None), Some(old)) => {
-                tracing::warn!(source = ?self.source, "catalog vends no credentials any more, using the old ones");
-                Ok(old.kept())
-            }
-            (Err(error), Some(old)) => {
-                tracing::warn!(source = ?self.source, %error, "credentials not renewed, using the old ones");
-                Ok(old.kept())
-            }
-            (Ok(None), None) => Err(no_credentials("the catalog vends none".into())),
-            (Err(error), None) => Err(no_credentials(Box::new(error))),
-        }
+            Ok(None) => Failed {
+                why: "the catalog vends none".to_owned(),
+                is_denied: false,
+            },
+            Err(error) => Failed::of(&error),
+        };
+        let Some(old) = &mut *current else {
+            return Err(failed.into());
+        };
+        tracing::warn!(
+            source = ?self.source, reason = failed.why, is_over = old.is_over(),
+            "credentials not renewed, using the old ones while they last"
+        );
+        old.renew_at = Instant::now() + RETRY_AFTER;
+        old.failed = Some(failed);
+        old.usable()
     }
 }
 
 impl<C> Current<C> {
-    fn kept(&mut self) -> Arc<C> {
-        self.renew_at = Instant::now() + RETRY_AFTER;
-        Arc::clone(&self.credential)
+    fn new(credential: C, vended: Instant, life: Life) -> Self {
+        Self {
+            credential: Arc::new(credential),
+            renew_at: vended + life.renewal,
+            over_at: life.stated.and_then(|stated| vended.checked_add(stated)),
+            failed: None,
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.over_at.is_some_and(|at| Instant::now() >= at)
+    }
+
+    /// The credentials; why there are no others, where they are over.
+    fn usable(&self) -> object_store::Result<Arc<C>> {
+        match &self.failed {
+            Some(failed) if self.is_over() => Err(failed.clone().into()),
+            _ => Ok(Arc::clone(&self.credential)),
+        }
     }
 }
 
-fn no_credentials(source: Box<dyn std::error::Error + Send + Sync>) -> object_store::Error {
-    object_store::Error::Generic {
-        store: "vended credentials",
-        source,
+impl Failed {
+    fn of(error: &StorageError) -> Self {
+        let mut why = error.to_string();
+        let mut cause = std::error::Error::source(error);
+        while let Some(error) = cause {
+            why = format!("{why}: {error}");
+            cause = error.source();
+        }
+        Self {
+            why,
+            is_denied: error.kind() == StorageErrorKind::Unauthorized,
+        }
+    }
+}
+
+/// Who is not let in by the catalog is told so, and not that it may pass.
+impl From<Failed> for object_store::Error {
+    fn from(failed: Failed) -> Self {
+        let source = failed.why.into();
+        if failed.is_denied {
+            return Self::Unauthenticated {
+                path: "vended credentials".to_owned(),
+                source,
+            };
+        }
+        Self::Generic {
+            store: "vended credentials",
+            source,
+        }
     }
 }
 
@@ -189,12 +252,23 @@ mod tests {
         calls: AtomicU64,
         asked: AtomicU64,
         failing: std::sync::atomic::AtomicBool,
+        denying: std::sync::atomic::AtomicBool,
     }
 
     #[async_trait]
     impl CredentialSource for Counting {
         async fn fetch(&self) -> Result<BTreeMap<String, String>, StorageError> {
             self.asked.fetch_add(1, Ordering::SeqCst);
+            if self.denying.load(Ordering::SeqCst) {
+                return Err(StorageError::from_store(
+                    "t",
+                    "ask for credentials of",
+                    object_store::Error::Unauthenticated {
+                        path: "t".to_owned(),
+                        source: "unknown client".into(),
+                    },
+                ));
+            }
             if self.failing.load(Ordering::SeqCst) {
                 return Err(StorageError::Credentials {
                     source: "catalog is down".into(),
@@ -283,12 +357,56 @@ mod tests {
         assert_eq!(*young.get_credential().await.expect("young"), "0");
     }
 
+    /// As a client's user sees it: the store's own answer would be "not authorized".
+    #[tokio::test]
+    async fn credentials_that_are_over_are_not_used_and_the_catalogs_failure_is_the_answer() {
+        let source = Arc::new(Counting::default());
+        source.failing.store(true, Ordering::SeqCst);
+        let ago = Duration::from_secs(5);
+        let vended = Vended {
+            source: Arc::clone(&source) as _,
+            at: Instant::now().checked_sub(ago).expect("some seconds up"),
+            wall: unix_time().saturating_sub(ago),
+        };
+        let stated = |expires: Duration| {
+            [(EXPIRES_AT[0].to_owned(), expires.as_millis().to_string())].into()
+        };
+        let over = stated(unix_time().saturating_sub(Duration::from_secs(1)));
+        let lasting = stated(unix_time() + Duration::from_secs(600));
+        let given = Refreshing::new(Some("0".to_owned()), &vended, &over, key);
+        age(&given).await;
+        let told = |error: object_store::Error| StorageError::from_store("s3://b/f", "put", error);
+        for _ in 0..20 {
+            let error = told(given.get_credential().await.expect_err("over"));
+            assert_eq!(error.kind(), StorageErrorKind::Transient);
+            assert!(
+                format!("{error:?}").contains("catalog is down"),
+                "{error:?}"
+            );
+        }
+        assert_eq!(source.asked.load(Ordering::SeqCst), 1, "one try a pause");
+        let good = Refreshing::new(Some("0".to_owned()), &vended, &lasting, key);
+        age(&good).await;
+        assert_eq!(*good.get_credential().await.expect("still good"), "0");
+        // who is not let in waits for nothing that passes by itself
+        source.denying.store(true, Ordering::SeqCst);
+        age(&given).await;
+        let error = told(given.get_credential().await.expect_err("over"));
+        assert_eq!(error.kind(), StorageErrorKind::Unauthorized);
+        source.denying.store(false, Ordering::SeqCst);
+        source.failing.store(false, Ordering::SeqCst);
+        age(&given).await;
+        assert_eq!(*given.get_credential().await.expect("renewed"), "1");
+        assert_eq!(*given.get_credential().await.expect("young"), "1");
+    }
+
     #[test]
     fn half_of_a_stated_life_is_used_and_never_more_than_ten_minutes() {
         let wall = Duration::from_secs(1_700_000_000);
+        let renewal = |properties: &BTreeMap<String, String>| Life::of(properties, wall).renewal;
         let stating = |key: &str, rest: i64| {
             let at = i64::try_from(wall.as_millis()).expect("small") + rest * 1_000;
-            life(&[(key.to_owned(), at.to_string())].into(), wall)
+            renewal(&[(key.to_owned(), at.to_string())].into())
         };
         for key in EXPIRES_AT {
             assert_eq!(stating(key, 300), Duration::from_secs(150));
@@ -297,8 +415,8 @@ mod tests {
         }
         let account = "adls.sas-token-expires-at-ms.account.dfs.core.windows.net";
         assert_eq!(stating(account, 300), Duration::from_secs(150));
-        assert_eq!(life(&none(), wall), REFRESH_AFTER);
+        assert_eq!(renewal(&none()), REFRESH_AFTER);
         let odd = [(EXPIRES_AT[0].to_owned(), "soon".to_owned())].into();
-        assert_eq!(life(&odd, wall), REFRESH_AFTER);
+        assert_eq!(renewal(&odd), REFRESH_AFTER);
     }
 }

@@ -263,6 +263,55 @@ fn clients_of_every_store_are_made_from_icebergs_property_names() {
         .expect("abfss by account name");
 }
 
+/// A stand-in for Google's store that takes any object, and tells what it was asked.
+async fn answers_anything() -> (String, tokio::task::JoinHandle<String>) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("a port");
+    let address = format!("http://{}", listener.local_addr().expect("an address"));
+    let asked = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.expect("a client");
+        let mut asked = Vec::new();
+        while !asked.ends_with(b"rows") {
+            let read = stream.read_buf(&mut asked).await.expect("a request");
+            assert!(read > 0, "{}", String::from_utf8_lossy(&asked));
+        }
+        let answer =
+            "HTTP/1.1 200 OK\r\netag: \"1\"\r\nx-goog-generation: 1\r\ncontent-length: 0\r\n\r\n";
+        stream.write_all(answer.as_bytes()).await.expect("answered");
+        String::from_utf8_lossy(&asked).to_lowercase()
+    });
+    (address, asked)
+}
+
+#[tokio::test]
+async fn a_store_without_authentication_is_written_to_without_asking_anybody_for_a_token() {
+    let (address, asked) = answers_anything().await;
+    let properties = [
+        ("gcs.service.host", address.as_str()),
+        ("gcs.no-auth", "true"),
+        // whoever asks for a token asks a machine of Google's cloud, where this is none
+        ("everlog.storage.max-retries", "0"),
+        ("everlog.storage.retry-timeout", "5s"),
+        ("everlog.storage.connect-timeout", "2s"),
+    ]
+    .map(|(k, v)| (k.to_owned(), v.to_owned()));
+    let storage = Storage::from_properties(&properties.into()).expect("storage");
+    let put = storage.put("gs://bucket/t/f", "rows".into());
+    tokio::time::timeout(std::time::Duration::from_secs(30), put)
+        .await
+        .expect("in time")
+        .expect("put");
+    let asked = asked.await.expect("a request");
+    assert!(asked.starts_with("put /bucket/t%2ff"), "{asked}");
+    let secret = asked
+        .lines()
+        .find_map(|line| line.strip_prefix("authorization:"));
+    let secret = secret.map(|value| value.trim().trim_start_matches("bearer").trim());
+    assert!(secret.is_none_or(str::is_empty), "{asked}");
+}
+
 #[test]
 fn wrong_properties_are_refused_by_name() {
     let cases: [(&[(&str, &str)], &str); 5] = [

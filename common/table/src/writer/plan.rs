@@ -22,7 +22,7 @@ impl Limits {
     /// Of a row group.
     pub(super) const ROW_GROUP: Self = Self {
         rows: 128 << 10,
-        bytes: 32 << 20,
+        bytes: 16 << 20,
     };
     /// Of what is encoded at a time: a page ends between two such pieces at the latest.
     pub(super) const PIECE: Self = Self {

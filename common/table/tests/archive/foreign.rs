@@ -4,7 +4,7 @@ use everlog_common::{Ids, Ledger};
 use everlog_table::archive::{ArchiveError, ArchiveErrorKind};
 use everlog_table::manifests;
 use iceberg::TableUpdate;
-use iceberg::spec::Operation;
+use iceberg::spec::{NestedField, NestedFieldRef, Operation, PrimitiveType, Schema, Type};
 
 use crate::rig::{Foreign, Rig, committed, main_history, rows};
 
@@ -200,5 +200,78 @@ async fn damaged_manifests_and_metadata_are_told_and_end_nothing() {
         refused > 500 && read > 100,
         "{refused} refused, {read} read"
     );
+    rig.check().await;
+}
+
+/// Gives the table other columns, as another engine's ALTER TABLE does.
+async fn alter(rig: &Rig, change: impl FnOnce(&mut Vec<NestedFieldRef>, i32)) {
+    let table = rig.load().await;
+    let metadata = &table.metadata;
+    let mut fields = metadata.current_schema().as_struct().fields().to_vec();
+    change(&mut fields, metadata.last_column_id() + 1);
+    let id = metadata.schemas_iter().map(|s| s.schema_id()).max();
+    let schema = Schema::builder()
+        .with_schema_id(id.expect("a schema") + 1)
+        .with_fields(fields)
+        .build()
+        .expect("a schema");
+    let updates = vec![
+        TableUpdate::AddSchema { schema },
+        TableUpdate::SetCurrentSchema { schema_id: -1 },
+    ];
+    rig.commit(&table, vec![], updates).await;
+}
+
+fn column(id: i32, name: &str, kind: PrimitiveType) -> NestedFieldRef {
+    NestedField::optional(id, name, Type::Primitive(kind)).into()
+}
+
+#[tokio::test]
+async fn h35_a_column_that_another_engine_drops_or_makes_anew_stops_the_next_commit() {
+    let dropped = |fields: &mut Vec<NestedFieldRef>, _: i32| {
+        fields.retain(|field| field.name != "headers_raw");
+    };
+    let made_anew = |fields: &mut Vec<NestedFieldRef>, id: i32| {
+        fields.retain(|field| field.name != "headers_raw");
+        fields.push(column(id, "headers_raw", PrimitiveType::Binary));
+    };
+    for is_anew in [false, true] {
+        let rig = Rig::new(45);
+        let archive = rig.process().await;
+        let ledger = rig.append(&archive, &[(0, 10)]).await;
+        if is_anew {
+            alter(&rig, made_anew).await;
+        } else {
+            alter(&rig, dropped).await;
+        }
+        let head = rig.load().await.metadata.current_snapshot_id();
+        let request = rig.request(&ledger, &[(0, 5)]).await;
+        // whoever has just started finds it as well as who remembers the table as it was
+        for process in [archive, rig.process().await] {
+            let error = process.append(request.clone()).await.expect_err("stopped");
+            assert_eq!(error.kind(), ArchiveErrorKind::ForeignChange, "{error}");
+            assert!(
+                matches!(&error, ArchiveError::SchemaChanged { source, .. }
+                    if source.to_string().contains("headers_raw")),
+                "{error:?}"
+            );
+        }
+        assert_eq!(rig.load().await.metadata.current_snapshot_id(), head);
+        rig.check().await;
+    }
+}
+
+#[tokio::test]
+async fn h35_a_column_that_another_engine_adds_stops_nothing() {
+    let rig = Rig::new(46);
+    let archive = rig.process().await;
+    let ledger = rig.append(&archive, &[(0, 10)]).await;
+    alter(&rig, |fields, id| {
+        fields.push(column(id, "note", PrimitiveType::String));
+    })
+    .await;
+    let request = rig.request(&ledger, &[(0, 5)]).await;
+    committed(archive.append(request).await);
+    rig.append(&archive, &[(0, 5)]).await;
     rig.check().await;
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use everlog_common::Ledger;
+use everlog_common::{Ids as _, Ledger};
 use everlog_table::archive::{
     Archive, ArchiveDeps, ArchiveError, ArchiveErrorKind, ArchiveOptions, CommitOutcome,
 };
@@ -574,6 +574,235 @@ async fn a_data_folder_that_other_tables_may_share_is_not_searched() {
         .expect("maintained");
     assert_eq!(report.held_back, None);
     assert!(!storage.exists(&orphan).await.expect("a store"));
+    rig.check().await;
+}
+
+/// Metadata files that no log leads to, as they stay behind where the chain of logs is broken: of this very table, or of
+/// creations that came to nothing.
+async fn strays(rig: &Rig, count: u32, are_own: bool) -> Vec<String> {
+    let table = rig.load().await;
+    let storage = rig.catalog.storage_for(&table).expect("a storage");
+    let mut json = serde_json::to_value(&*table.metadata).expect("json");
+    if !are_own {
+        json["table-uuid"] = Uuid::from_u128(9).to_string().into();
+        json["snapshots"] = serde_json::json!([]);
+    }
+    let bytes = bytes::Bytes::from(serde_json::to_vec(&json).expect("json"));
+    let mut names = Vec::new();
+    for n in 0..count {
+        let id = rig.ids.uuid();
+        let folder = format!("{}/metadata", table.metadata.location());
+        let name = format!("{folder}/{n:05}-{id}.metadata.json");
+        storage.put(&name, bytes.clone()).await.expect("stored");
+        names.push(name);
+    }
+    names
+}
+
+async fn left_of(archive: &Archive, names: &[String]) -> usize {
+    let storage = archive.storage().await.expect("a store");
+    let mut left = 0;
+    for name in names {
+        left += usize::from(storage.exists(name).await.expect("a store"));
+    }
+    left
+}
+
+/// A table that was used for days, with orphans of its data, and strays beside its metadata; and the orphans.
+async fn with_strays(rig: &Rig, own: u32, nobodys: u32) -> (Vec<String>, Vec<String>) {
+    used_table(rig).await;
+    let own = strays(rig, own, true).await;
+    strays(rig, nobodys, false).await;
+    let ledger = rig.process().await.state().await.expect("a state").ledger;
+    let request = rig.request(&ledger, &[(0, 4)]).await;
+    let orphan = request.files[0].data_file.file_path().to_owned();
+    rig.stamp_files();
+    rig.clock.advance(HOUR * 48);
+    rig.append(&rig.process().await, &[(0, 1)]).await;
+    rig.stamp_files();
+    (own, vec![orphan])
+}
+
+#[tokio::test]
+async fn one_round_by_hand_gets_past_any_number_of_unknown_metadata_files() {
+    let rig = Rig::new(90);
+    let (own, orphans) = with_strays(&rig, 1_050, 20).await;
+    let archive = rig.process().await;
+    let by_hand = MaintenanceSettings {
+        judged_max: usize::MAX,
+        ..MaintenanceSettings::default()
+    };
+    let report = archive.maintain(&by_hand).await.expect("maintained");
+    assert_eq!(report.held_back, None);
+    assert_eq!(left_of(&archive, &own).await, 0);
+    assert_eq!(left_of(&archive, &orphans).await, 0);
+    rig.check().await;
+}
+
+#[tokio::test]
+async fn rounds_that_may_look_at_a_few_unknown_metadata_files_get_past_all_of_them() {
+    let rig = Rig::new(91);
+    let (own, orphans) = with_strays(&rig, 25, 12).await;
+    let settings = MaintenanceSettings {
+        judged_max: 10,
+        orphan_interval: Duration::ZERO,
+        ..MaintenanceSettings::default()
+    };
+    // each by a process that remembers nothing: what is the table's own goes, and nothing else before all is known
+    let mut left = vec![own.len()];
+    for _ in 0..6 {
+        let archive = rig.process().await;
+        let report = archive.maintain(&settings).await.expect("maintained");
+        assert!(
+            report
+                .held_back
+                .is_some_and(|why| why.contains("yet to be looked at"))
+        );
+        left.push(left_of(&archive, &own).await);
+        assert_eq!(left_of(&archive, &orphans).await, 1);
+    }
+    assert!(
+        left.is_sorted_by(|a, b| a >= b) && left[6] < left[0],
+        "{left:?}"
+    );
+    // those that stay are remembered by a process that goes on
+    let archive = rig.process().await;
+    let mut rounds = 0;
+    while archive
+        .maintain(&settings)
+        .await
+        .expect("maintained")
+        .held_back
+        .is_some()
+    {
+        rounds += 1;
+        assert!(rounds < 10, "no end to it");
+    }
+    assert_eq!(left_of(&archive, &own).await, 0);
+    assert_eq!(left_of(&archive, &orphans).await, 0);
+    rig.check().await;
+}
+
+#[tokio::test]
+async fn d1_another_tables_metadata_among_many_of_our_own_is_found_before_anything_else_goes() {
+    let rig = Rig::new(92);
+    let (_, orphans) = with_strays(&rig, 25, 0).await;
+    // in the middle of them by age: neither among the newest nor among the oldest
+    let table = rig.load().await;
+    let mut json = serde_json::to_value(&*table.metadata).expect("json");
+    json["table-uuid"] = Uuid::from_u128(8).to_string().into();
+    let storage = rig.catalog.storage_for(&table).expect("a storage");
+    let theirs = format!(
+        "{}/metadata/theirs.metadata.json",
+        table.metadata.location()
+    );
+    let bytes = bytes::Bytes::from(serde_json::to_vec(&json).expect("json"));
+    storage.put(&theirs, bytes).await.expect("stored");
+    rig.stamp_files();
+    strays(&rig, 25, true).await;
+    rig.clock.advance(HOUR);
+    rig.append(&rig.process().await, &[(0, 1)]).await;
+    rig.stamp_files();
+    let settings = MaintenanceSettings {
+        judged_max: 10,
+        ..MaintenanceSettings::default()
+    };
+    let archive = rig.process().await;
+    let mut said = Vec::new();
+    for _ in 0..10 {
+        let report = archive.maintain(&settings).await.expect("maintained");
+        said.push(report.held_back.expect("a reason"));
+        assert_eq!(left_of(&archive, &orphans).await, 1, "{said:?}");
+        rig.clock.advance(Duration::from_mins(11));
+    }
+    assert!(said[9].contains("another table's metadata"), "{said:?}");
+    assert_eq!(left_of(&archive, &[theirs]).await, 1);
+    rig.check().await;
+}
+
+/// Adds rows in a file of this name; another file, in the default folder, is written for it and never committed.
+async fn append_at(rig: &Rig, archive: &Archive, name: &str) -> String {
+    let ledger = archive.state().await.expect("a state").ledger;
+    let mut request = rig.request_of(vec![rig.advance(&ledger, 0, 2)]).await;
+    let orphan = request.files[0].data_file.file_path().to_owned();
+    request.files[0] = rig.file_at(name, request.files[0].ranges.clone()).await;
+    committed(archive.append(request).await);
+    orphan
+}
+
+/// A table whose files go to `{location}/fast`, with two orphans in the default folder: one of them is old.
+async fn with_an_old_folder(rig: &Rig, more: &[(&str, &str)]) -> String {
+    let archive = rig.process().await;
+    let table = rig.load().await;
+    let location = table.metadata.location().to_owned();
+    let data = ("write.data.path", "fast");
+    let updates = std::iter::once(&data)
+        .chain(more)
+        .map(|(key, folder)| ((*key).to_owned(), format!("{location}/{folder}")))
+        .collect();
+    let updates = vec![TableUpdate::SetProperties { updates }];
+    rig.commit(&table, vec![], updates).await;
+    let orphan = append_at(rig, &archive, &format!("{location}/fast/a.parquet")).await;
+    rig.stamp_files();
+    rig.clock.advance(HOUR * 48);
+    append_at(rig, &archive, &format!("{location}/fast/b.parquet")).await;
+    rig.stamp_files();
+    orphan
+}
+
+#[tokio::test]
+async fn an_old_data_folder_that_holds_orphans_only_is_emptied() {
+    let rig = Rig::new(93);
+    let orphan = with_an_old_folder(&rig, &[]).await;
+    let archive = rig.process().await;
+    let settings = MaintenanceSettings::default();
+    let report = archive.maintain(&settings).await.expect("maintained");
+    assert_eq!((report.held_back, report.files_deleted), (None, 1));
+    assert_eq!(left_of(&archive, &[orphan]).await, 0);
+    rig.check().await;
+}
+
+#[tokio::test]
+async fn an_old_data_folder_with_a_file_of_a_needed_name_is_left_alone() {
+    let rig = Rig::new(94);
+    let orphan = with_an_old_folder(&rig, &[]).await;
+    // one folder under two names, say by a link: what the table names in the one is listed in the other
+    let needed = orphan.replace(orphan.rsplit('/').next().expect("a name"), "a.parquet");
+    let archive = rig.process().await;
+    let storage = archive.storage().await.expect("a store");
+    let bytes = bytes::Bytes::from_static(b"rows");
+    storage.put(&needed, bytes).await.expect("stored");
+    rig.stamp_files();
+    rig.clock.advance(HOUR * 48);
+    append_at(&rig, &archive, &orphan.replace("/data/", "/fast/c-")).await;
+    rig.stamp_files();
+    let settings = MaintenanceSettings::default();
+    let report = archive.maintain(&settings).await.expect("maintained");
+    assert!(
+        report
+            .held_back
+            .is_some_and(|why| why.contains("two names"))
+    );
+    assert_eq!(left_of(&archive, &[orphan, needed]).await, 2);
+    rig.check().await;
+}
+
+#[tokio::test]
+async fn an_old_data_folder_where_another_table_would_not_show_waits_for_an_operator() {
+    let rig = Rig::new(95);
+    let orphan = with_an_old_folder(&rig, &[("write.metadata.path", "meta")]).await;
+    let settings = MaintenanceSettings::default();
+    let archive = rig.process().await;
+    let report = archive.maintain(&settings).await.expect("maintained");
+    let why = report.held_back.expect("a reason");
+    assert!(why.contains(&orphan) && why.contains("by hand"), "{why}");
+    assert_eq!(left_of(&archive, std::slice::from_ref(&orphan)).await, 1);
+    // who has done what it says is not told again
+    let storage = archive.storage().await.expect("a store");
+    storage.delete(&orphan).await.expect("deleted");
+    let fresh = rig.process().await;
+    let report = fresh.maintain(&settings).await.expect("maintained");
+    assert_eq!(report.held_back, None);
     rig.check().await;
 }
 

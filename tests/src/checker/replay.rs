@@ -159,12 +159,12 @@ impl Runs {
                 );
             }
             Some((at, next)) => {
-                let due = ledger.entry(Generation(at), place).map(|e| e.next.get());
-                findings.check(
-                    Rule::R9,
-                    at < generation && due.is_none_or(|due| due <= next),
-                    || format!("{name}: follows generation {at}, which is archived up to {due:?}, and was given up to {next}"),
-                );
+                let left = tables
+                    .archived(&topic, (at, partition))
+                    .and_then(|archived| archived.rows.range(next..).next());
+                findings.check(Rule::R9, at < generation && left.is_none(), || {
+                    format!("{name}: follows generation {at}, which was given up to {next}, and holds {left:?}")
+                });
                 begins(&name, start, first, &gaps, findings);
             }
             None => begins(&name, start, first, &gaps, findings),

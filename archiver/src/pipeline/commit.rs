@@ -682,6 +682,7 @@ fn verdict(
         end: cut.end(),
         epoch_end: epoch_end?,
         high_watermark: bounds?.high_watermark,
+        leaders_epoch: bounds?.leader_epoch,
     }))
 }
 

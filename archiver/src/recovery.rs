@@ -307,13 +307,17 @@ pub struct CommitFacts {
     pub epoch_end: Option<Offset>,
     /// The log's high watermark.
     pub high_watermark: Offset,
+    /// The epoch of the leader that told the high watermark, where it says so.
+    pub leaders_epoch: Option<i32>,
 }
 
 /// Whether a batch may be committed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CommitCheck {
     /// It may; with the epoch that the ledger keeps: only one that provably reaches to the batch's end, since a later
-    /// leader's control records behind the last row would make it look truncated ever after.
+    /// leader's control records behind the last row would make it look truncated ever after. Where the last row's does not,
+    /// it is the present leader's, whose log does: without any, a log that is cut below the end and grows again would
+    /// not be noticed.
     Sound(Option<i32>),
     /// The log was cut below what the batch holds.
     Truncated(Truncation),
@@ -347,7 +351,11 @@ pub fn before_commit(facts: CommitFacts) -> CommitCheck {
         Some(end) => end >= facts.end,
         None => after_row == Some(facts.end),
     };
-    CommitCheck::Sound(facts.leader_epoch.filter(|_| reaches))
+    if reaches {
+        return CommitCheck::Sound(facts.leader_epoch);
+    }
+    let is_later = |epoch: &i32| facts.leader_epoch.is_none_or(|of_row| *epoch >= of_row);
+    CommitCheck::Sound(facts.leaders_epoch.filter(is_later))
 }
 
 #[cfg(test)]

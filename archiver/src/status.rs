@@ -558,6 +558,7 @@ mod tests {
             log_start: o(0),
             end: o(end),
             high_watermark: o(end),
+            leader_epoch: None,
         }
     }
 

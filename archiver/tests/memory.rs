@@ -522,7 +522,8 @@ async fn h10_markers_of_a_later_leader_are_no_truncation() {
     let ledger = world.ledger(&topic("t")).await;
     assert_eq!(
         ledger.entry(Generation(0), p(0)).unwrap().leader_epoch,
-        None
+        Some(1),
+        "the marker's, which reaches to the end"
     );
     world.produce(&tp("t", 0), 0..3);
     world.catch_up(&["t"]).await.unwrap();
@@ -532,6 +533,36 @@ async fn h10_markers_of_a_later_leader_are_no_truncation() {
         ledger.entry(Generation(0), p(0)).unwrap().leader_epoch,
         Some(1)
     );
+}
+
+/// What has no rows has no epoch of theirs; an election that takes it back is noticed by the leader's of then.
+#[tokio::test(start_paused = true)]
+async fn h10_p12_offsets_without_rows_that_an_election_took_back_are_noticed() {
+    for rows_before in [0_usize, 4] {
+        let world = World::new();
+        world.log.create_topic(&topic("t"), 1);
+        world.produce(&tp("t", 0), 0..rows_before);
+        world.log.bump_epoch(&tp("t", 0));
+        let txn = world.log.begin();
+        for value in ["a", "b"] {
+            world
+                .log
+                .append_in(txn, &tp("t", 0), MemoryRecord::value(value));
+        }
+        world.log.abort(txn);
+        world.catch_up(&["t"]).await.unwrap();
+        let next = i64::try_from(rows_before).unwrap() + 3;
+        let ledger = world.ledger(&topic("t")).await;
+        let entry = ledger.entry(Generation(0), p(0)).unwrap();
+        assert_eq!((entry.next, entry.leader_epoch), (o(next), Some(1)));
+        // the log is cut below what is archived, and grows beyond it by other records
+        world.log.truncate(&tp("t", 0), o(next - 3));
+        world.produce(&tp("t", 0), 500..510);
+        let error = world.catch_up(&["t"]).await.unwrap_err();
+        assert_eq!(failures(&error), vec![FailureKind::Truncated], "{error}");
+        let ledger = world.ledger(&topic("t")).await;
+        assert_eq!(ledger.entry(Generation(0), p(0)).unwrap().next, o(next));
+    }
 }
 
 #[tokio::test(start_paused = true)]

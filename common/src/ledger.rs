@@ -83,7 +83,8 @@ pub struct Entry {
     /// consumer protocol never delivers.
     pub next: Offset,
     /// A leader epoch that reached at least to `next` when it was archived, where known: lets the broker detect
-    /// truncation (KIP-320). The last record's, unless offsets without rows of a later leader follow it.
+    /// truncation (KIP-320). The last record's, unless offsets without rows of a later leader follow it: then the one of
+    /// the leader at the time of the commit.
     pub leader_epoch: Option<i32>,
     /// Rows so far.
     pub rows: u64,
@@ -202,7 +203,7 @@ pub struct Advance {
     pub base: Option<Entry>,
     /// Contiguous pieces; never empty.
     pub segments: Vec<Segment>,
-    /// Leader epoch of the last row, or what the base had; none where it is not known to reach to the advance's end
+    /// Leader epoch of the last row, or what the base had, or the leader's own; none where none is known to reach to the advance's end
     /// (see [`Entry::leader_epoch`]).
     pub leader_epoch: Option<i32>,
     /// The running hash after the last row.

@@ -341,6 +341,8 @@ pub struct LogBounds {
     pub end: Offset,
     /// The high watermark: ahead of `end` while a transaction is open (H5).
     pub high_watermark: Offset,
+    /// The epoch of the leader that said so, where it tells: its log reaches to the high watermark.
+    pub leader_epoch: Option<i32>,
 }
 
 #[cfg(test)]

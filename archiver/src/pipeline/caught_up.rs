@@ -259,6 +259,7 @@ mod tests {
                     log_start: o(*start),
                     end: o(*end),
                     high_watermark: o(*end),
+                    leader_epoch: None,
                 };
                 (TopicPartition::new(name(), p(*n)), b)
             })

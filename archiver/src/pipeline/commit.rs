@@ -676,6 +676,7 @@ fn verdict(
         end: cut.end(),
         epoch_end: epoch_end?,
         high_watermark: bounds?.high_watermark,
+        leaders_epoch: bounds?.leader_epoch,
     }))
 }
 

@@ -393,6 +393,7 @@ mod tests {
             log_start: Offset::ZERO,
             end: Offset::new(end).unwrap(),
             high_watermark: Offset::new(high_watermark).unwrap(),
+            leader_epoch: None,
         }
     }
 

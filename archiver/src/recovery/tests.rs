@@ -63,6 +63,7 @@ fn bounds(log_start: i64, end: i64, high_watermark: i64) -> Option<LogBounds> {
         log_start: offset(log_start),
         end: offset(end),
         high_watermark: offset(high_watermark),
+        leader_epoch: None,
     })
 }
 
@@ -317,7 +318,36 @@ fn check(last_row: Option<i64>, end: i64, epoch_end: Option<i64>, hw: i64) -> Co
         end: offset(end),
         epoch_end: epoch_end.map(offset),
         high_watermark: offset(hw),
+        leaders_epoch: None,
     })
+}
+
+#[test]
+fn h10_what_ends_behind_the_last_rows_epoch_is_kept_with_the_leaders() {
+    // the row's epoch 3 ended at 10; a marker of the leader of epoch 5 is at 10
+    let check = |leader_epoch: Option<i32>, epoch_end: Option<i64>, leaders: Option<i32>| {
+        before_commit(CommitFacts {
+            last_row: leader_epoch.map(|_| offset(9)),
+            leader_epoch,
+            end: offset(11),
+            epoch_end: epoch_end.map(offset),
+            high_watermark: offset(11),
+            leaders_epoch: leaders,
+        })
+    };
+    assert_eq!(
+        check(Some(3), Some(10), Some(5)),
+        CommitCheck::Sound(Some(5))
+    );
+    assert_eq!(check(Some(3), None, Some(5)), CommitCheck::Sound(Some(5)));
+    assert_eq!(
+        check(Some(3), Some(11), Some(5)),
+        CommitCheck::Sound(Some(3))
+    );
+    assert_eq!(check(None, None, Some(5)), CommitCheck::Sound(Some(5)));
+    // an answer of a leader before the row's own proves nothing, neither does none
+    assert_eq!(check(Some(3), Some(10), Some(2)), CommitCheck::Sound(None));
+    assert_eq!(check(Some(3), Some(10), None), CommitCheck::Sound(None));
 }
 
 #[test]

@@ -478,6 +478,7 @@ mod tests {
                 log_start: offset(100),
                 end: offset(2_000),
                 high_watermark: offset(2_000),
+                leader_epoch: None,
             }),
             is_unanswered: false,
             oldest: Some(Duration::from_secs(75)),
@@ -587,6 +588,7 @@ mod tests {
             log_start: offset(100),
             end: offset(150),
             high_watermark: offset(160),
+            leader_epoch: None,
         };
         assert_eq!(lag(None, &bounds), 50);
         assert_eq!(lag(Some(offset(20)), &bounds), 130);

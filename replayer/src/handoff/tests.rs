@@ -59,6 +59,7 @@ fn facts(incarnation: u128, bounds: &[(i32, i64, i64)]) -> LiveFacts {
                     log_start: offset(*start),
                     end: offset(*end),
                     high_watermark: offset(*end),
+                    leader_epoch: None,
                 };
                 (partition(*p), bounds)
             })

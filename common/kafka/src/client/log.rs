@@ -68,11 +68,19 @@ struct Askable {
     refused: Option<LogError>,
 }
 
+/// An offset that was asked for.
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    offset: Offset,
+    /// Of its record, where a time was asked for.
+    timestamp: i64,
+    leader_epoch: Option<i32>,
+}
+
 /// What was asked of partitions that exist.
 #[derive(Debug, Default)]
 struct Offsets {
-    /// Offset, and its timestamp where that was asked for.
-    known: BTreeMap<TopicPartition, (Offset, i64)>,
+    known: BTreeMap<TopicPartition, Known>,
     /// With the reason.
     unanswered: Vec<(TopicPartition, LogError)>,
 }
@@ -236,11 +244,11 @@ impl Inner {
             .transpose()?;
         let high = self.offsets(what, high, &askable)?;
         let mut bounds = BTreeMap::new();
-        for (tp, (high, _)) in &high.known {
+        for (tp, high) in &high.known {
             let end = stable
                 .as_ref()
-                .map_or(Some(high), |s| s.known.get(tp).map(|(o, _)| o));
-            if let (Some((log_start, _)), Some(end)) = (start.known.get(tp), end) {
+                .map_or(Some(high), |stable| stable.known.get(tp));
+            if let (Some(log_start), Some(end)) = (start.known.get(tp), end) {
                 bounds.insert(tp.clone(), consistent(*log_start, *end, *high));
             }
         }
@@ -324,7 +332,12 @@ impl Inner {
                 tracing::debug!(%error, "a partition was not answered");
                 offsets.unanswered.push((tp, error));
             } else if let Ok(offset) = Offset::new(one.offset) {
-                offsets.known.insert(tp, (offset, one.timestamp));
+                let known = Known {
+                    offset,
+                    timestamp: one.timestamp,
+                    leader_epoch: one.leader_epoch,
+                };
+                offsets.known.insert(tp, known);
             } else if one.offset != NO_SUCH_RECORD {
                 // its broker did not answer, and the client leaves it at that
                 let why = unanswered(&tp);
@@ -369,9 +382,12 @@ impl Inner {
         Ok(offsets
             .known
             .into_iter()
-            .map(|(tp, (offset, timestamp))| {
-                let timestamp = Millis(timestamp);
-                (tp, OffsetAtTime { offset, timestamp })
+            .map(|(tp, known)| {
+                let at = OffsetAtTime {
+                    offset: known.offset,
+                    timestamp: Millis(known.timestamp),
+                };
+                (tp, at)
             })
             .collect())
     }
@@ -441,12 +457,14 @@ fn source(topic: &str, partition: i32) -> Option<TopicPartition> {
 }
 
 /// Answers of different moments, put right: the log may have been cut or written to in between, and each bound only grows.
-fn consistent(log_start: Offset, end: Offset, high_watermark: Offset) -> LogBounds {
-    let end = end.max(log_start);
+fn consistent(log_start: Known, end: Known, high: Known) -> LogBounds {
+    let last = end.offset.max(log_start.offset);
     LogBounds {
-        log_start,
-        end,
-        high_watermark: high_watermark.max(end),
+        log_start: log_start.offset,
+        end: last,
+        high_watermark: high.offset.max(last),
+        // of the answer that the high watermark is from: it says nothing of another leader's
+        leader_epoch: high.leader_epoch.filter(|_| high.offset >= last),
     }
 }
 
@@ -584,12 +602,18 @@ mod tests {
     #[test]
     fn bounds_of_different_moments_never_contradict_each_other() {
         let o = |n| Offset::new(n).unwrap();
+        let at = |n| Known {
+            offset: o(n),
+            timestamp: -1,
+            leader_epoch: Some(7),
+        };
         // retention passed the stable end that was read a moment before
-        let b = consistent(o(50), o(40), o(45));
+        let b = consistent(at(50), at(40), at(45));
         assert_eq!(
-            (b.log_start, b.end, b.high_watermark),
-            (o(50), o(50), o(50))
+            (b.log_start, b.end, b.high_watermark, b.leader_epoch),
+            (o(50), o(50), o(50), None)
         );
+        assert_eq!(consistent(at(0), at(40), at(45)).leader_epoch, Some(7));
     }
 
     #[test]

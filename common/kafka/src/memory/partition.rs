@@ -166,6 +166,7 @@ impl PartitionLog {
             log_start: offset(self.log_start),
             end: offset(self.stable_end(isolation)),
             high_watermark: offset(self.end),
+            leader_epoch: Some(self.epoch()),
         }
     }
 

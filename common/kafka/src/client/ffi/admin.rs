@@ -115,6 +115,8 @@ pub(in crate::client) struct ListedOffset {
     pub(in crate::client) partition: i32,
     pub(in crate::client) offset: i64,
     pub(in crate::client) timestamp: i64,
+    /// The epoch of the leader that answered, where it tells.
+    pub(in crate::client) leader_epoch: Option<i32>,
     pub(in crate::client) code: Code,
 }
 
@@ -280,6 +282,8 @@ impl PendingOffsets {
                         partition: (*tp).partition,
                         offset: (*tp).offset,
                         timestamp: sys::rd_kafka_ListOffsetsResultInfo_timestamp(info),
+                        leader_epoch: Some(sys::rd_kafka_topic_partition_get_leader_epoch(tp))
+                            .filter(|epoch| *epoch >= 0),
                         code: code_of!((*tp).err),
                     })
                 })

@@ -602,12 +602,18 @@ mod tests {
     #[test]
     fn bounds_of_different_moments_never_contradict_each_other() {
         let o = |n| Offset::new(n).unwrap();
+        let at = |n| Known {
+            offset: o(n),
+            timestamp: -1,
+            leader_epoch: Some(7),
+        };
         // retention passed the stable end that was read a moment before
-        let b = consistent(o(50), o(40), o(45));
+        let b = consistent(at(50), at(40), at(45));
         assert_eq!(
-            (b.log_start, b.end, b.high_watermark),
-            (o(50), o(50), o(50))
+            (b.log_start, b.end, b.high_watermark, b.leader_epoch),
+            (o(50), o(50), o(50), None)
         );
+        assert_eq!(consistent(at(0), at(40), at(45)).leader_epoch, Some(7));
     }
 
     #[test]

@@ -333,7 +333,9 @@ async fn a_topic_that_may_not_be_described_takes_nothing_from_the_others() {
 
     let tps = [partition(&closed, 0), partition(&open, 0)];
     let bounds = world.log.bounds(&tps, Isolation::ReadCommitted).await;
-    assert_eq!(bounds.unwrap().keys().collect::<Vec<_>>(), vec![&tps[1]]);
+    let bounds = bounds.unwrap();
+    assert_eq!(bounds.keys().collect::<Vec<_>>(), vec![&tps[1]]);
+    assert_eq!(bounds[&tps[1]].leader_epoch, Some(0));
     let epochs: Vec<_> = tps.iter().map(|tp| (tp.clone(), 0)).collect();
     let ends = world.log.epoch_ends(&epochs).await.unwrap();
     assert_eq!(ends.keys().collect::<Vec<_>>(), vec![&tps[1]]);

@@ -358,8 +358,9 @@ fn was_read(place: &Place<'_>, position: Position, partition: Partition) -> bool
 }
 
 /// A partition of which nothing was emitted. The log has all of it while it still begins at 0. Otherwise somebody may
-/// have archived what is gone: only a ledger read after the bounds tells. If that does not have it, nobody does, and the
-/// log's start is where the archive is going to begin as well.
+/// have archived what is gone: only a ledger read after the bounds tells. If that does not have it, the log's start is the
+/// beginning that there is: the archive is going to begin there as well, or before it, where an archiver has read what the
+/// log has lost since, and has yet to commit it.
 fn start_of_new(
     place: &Place<'_>,
     generation: Generation,

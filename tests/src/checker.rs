@@ -285,6 +285,17 @@ pub enum Event {
     },
     /// It handed something out.
     Emitted(Emission),
+    /// It passed offsets that neither tier has, and said so.
+    Passed {
+        /// Which.
+        run: u64,
+        /// The era.
+        generation: u32,
+        /// The partition.
+        partition: i32,
+        /// First offset, and the one behind; none: nobody knows.
+        range: (i64, Option<i64>),
+    },
     /// It was interrupted, and goes on from these positions: partition to generation and next offset. What it gave beyond is
     /// void.
     Resumed {
@@ -440,12 +451,23 @@ impl Checker {
             Event::Deleted { name } => self.tables.take_delete(&name, &mut self.findings),
             Event::CommitSent { attempt, needs } => self.tables.take_sent(attempt, needs),
             Event::CommitSettled { attempt } => self.tables.take_settled(attempt),
-            Event::Opened { run, topic } => self.runs.open(run, topic),
+            Event::Opened { run, topic } => self.runs.open(run, topic, &self.tables),
             Event::Emitted(emission) => {
                 self.counts.emitted += emission.rows.len() as u64;
                 self.runs
                     .take(emission, &self.brokers, &self.tables, &mut self.findings);
             }
+            Event::Passed {
+                run,
+                generation,
+                partition,
+                range,
+            } => self.runs.pass(
+                run,
+                (generation, partition, range),
+                &self.tables,
+                &mut self.findings,
+            ),
             Event::Resumed { run, positions } => {
                 self.runs
                     .resume(run, &positions, &self.tables, &mut self.findings);

@@ -350,7 +350,7 @@ async fn replay(
         namespace: NAMESPACE.to_owned(),
     };
     let mut stream = EventStream::open(request, components).await?;
-    let mut since = 0;
+    let (mut since, mut passed) = (0, 0);
     let save = |stream: &EventStream| {
         let mut saved = saved.lock().unwrap_or_else(PoisonError::into_inner);
         *saved = Saved {
@@ -369,6 +369,15 @@ async fn replay(
                 return Err(error);
             }
         };
+        for gap in &stream.gaps_passed()[passed..] {
+            world.recorder.record(Event::Passed {
+                run,
+                generation: gap.generation.0,
+                partition: gap.partition.get(),
+                range: (gap.start.get(), gap.end.map(everlog_common::Offset::get)),
+            });
+        }
+        passed = stream.gaps_passed().len();
         world.recorder.record(Event::Emitted(Emission {
             run,
             generation: batch.generation.0,

@@ -491,10 +491,11 @@ impl Brokers {
                 self.world.log.regain_leader(&place);
             }
         }
-        // A topic that was created anew has no place in the table before its first record, and no replay crosses to it.
+        // Something has to be archived now. (And a topic that was created anew has no place in the table before its first
+        // record, and no replay crosses to it.)
         for topic in 0..self.topics.len() {
-            if self.topics[topic].partitions.iter().all(|p| p.end == 0) {
-                self.append(topic, None);
+            for partition in 0..self.topics[topic].partitions.len() {
+                self.append_to(topic, partition, None);
             }
         }
         self.tell_ends();

@@ -275,8 +275,11 @@ impl EventColumns {
 
     /// All rows of `parts`, one after the other (copies).
     pub fn concat(parts: &[Self]) -> Result<Self, ArrowError> {
-        if let [one] = parts {
-            return Ok(one.clone());
+        match parts {
+            // arrow concatenates no empty list
+            [] => return Ok(Self::empty()),
+            [one] => return Ok(one.clone()),
+            _ => {}
         }
         let split: Vec<[ArrayRef; 7]> = parts.iter().map(Self::arrays).collect();
         let joined: Vec<ArrayRef> = (0..7)
@@ -285,11 +288,7 @@ impl EventColumns {
                 arrow_select::concat::concat(&column)
             })
             .collect::<Result<_, _>>()?;
-        if joined.is_empty() || parts.is_empty() {
-            Ok(Self::empty())
-        } else {
-            Self::from_arrays(&joined)
-        }
+        Self::from_arrays(&joined)
     }
 
     /// The rows at `indices`, in that order (copies).
@@ -569,6 +568,12 @@ mod tests {
         assert_eq!(columns.bytes(), expected);
         assert!(b.is_empty() && b.bytes() == 0);
         columns
+    }
+
+    #[test]
+    fn nothing_concatenated_is_nothing() {
+        let nothing = EventColumns::concat(&[]).unwrap();
+        assert_eq!(nothing.len(), 0);
     }
 
     #[test]

@@ -78,6 +78,7 @@ impl Pipeline {
             return;
         };
         topic.job = Some(JobKind::Prepare);
+        topic.last_job = topic.job;
         let request = prepare::Request {
             topic: name.clone(),
             archive: topic.table.as_ref().map(|(archive, _)| archive.clone()),
@@ -126,6 +127,7 @@ impl Pipeline {
         };
         tracing::debug!(topic = %name, reason, partitions = cuts.len(), "commit begins");
         topic.job = Some(JobKind::Commit);
+        topic.last_job = topic.job;
         let asked = topic.era_seen;
         let job = Job {
             topic: name.clone(),

@@ -414,13 +414,12 @@ impl Pipeline {
                 continue;
             }
             topic.flush |= matches!(self.phase, Phase::Stopping { .. }) && topic.is_dirty();
-            if let Some(reason) = topic.commit_due(now, rules) {
-                due.push((name.clone(), JobKind::Commit, reason));
-            } else if topic.retry_at <= now
+            let is_wanted = topic.retry_at <= now
                 && matches!(self.phase, Phase::Running)
-                && !topic.wanted(now).is_empty()
-            {
-                due.push((name.clone(), JobKind::Prepare, "wanted"));
+                && !topic.wanted(now).is_empty();
+            let commit = topic.commit_due(now, rules);
+            if let Some((kind, reason)) = JobKind::next(topic.last_job, commit, is_wanted) {
+                due.push((name.clone(), kind, reason));
             }
         }
         for (name, kind, reason) in due {

@@ -33,6 +33,8 @@ pub(super) struct Topic {
     pub(super) parts: BTreeMap<Partition, Part>,
     /// What runs for this table: never two things at once.
     pub(super) job: Option<JobKind>,
+    /// What ran for it last, or runs.
+    pub(super) last_job: Option<JobKind>,
     /// Counts how often everything was thrown away; an answer to an older question is void.
     pub(super) era_seen: u64,
     pub(super) retry_at: Duration,
@@ -79,6 +81,24 @@ impl Streak {
 pub(super) enum JobKind {
     Prepare,
     Commit,
+}
+
+impl JobKind {
+    /// What runs next for a table after `last`: a commit, if there is a reason for one, or a recovery of what is wanted.
+    ///
+    /// They take turns. Where commits take longer than their interval, one is due whenever one has ended, and a partition
+    /// that the group gave meanwhile would never be read.
+    pub(super) const fn next(
+        last: Option<Self>,
+        commit: Option<&'static str>,
+        is_wanted: bool,
+    ) -> Option<(Self, &'static str)> {
+        match (last, commit) {
+            (Some(Self::Commit), _) | (_, None) if is_wanted => Some((Self::Prepare, "wanted")),
+            (_, Some(reason)) => Some((Self::Commit, reason)),
+            (_, None) => None,
+        }
+    }
 }
 
 /// One partition that this process owns.
@@ -391,6 +411,23 @@ mod tests {
             assert!(!part.is_believed(FailureKind::Corrupt, 5));
         }
         assert!(part.is_believed(FailureKind::Corrupt, 5));
+    }
+
+    #[test]
+    fn a_partition_is_recovered_although_a_commit_is_always_due() {
+        use JobKind::{Commit, Prepare};
+        let (due, wanted) = (Some((Commit, "interval")), Some((Prepare, "wanted")));
+        let mut last = None;
+        for expected in [due, wanted, due, wanted] {
+            let next = JobKind::next(last, Some("interval"), true);
+            assert_eq!(next, expected);
+            last = next.map(|(kind, _)| kind);
+        }
+        for last in [None, Some(Commit), Some(Prepare)] {
+            assert_eq!(JobKind::next(last, Some("interval"), false), due);
+            assert_eq!(JobKind::next(last, None, true), wanted);
+            assert_eq!(JobKind::next(last, None, false), None);
+        }
     }
 
     #[test]

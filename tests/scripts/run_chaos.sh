@@ -37,5 +37,6 @@ for name in everlog everlog-chaos; do ln "$BIN/$name" "$FOLDER/$name" 2>/dev/nul
 export TMPDIR="$FOLDER" EVERLOG_BIN="$FOLDER/everlog" KAFKA_HEAP="${KAFKA_HEAP:-384m}" RUST_BACKTRACE=0
 status=0
 timeout --foreground -s INT -k 60 $((MINUTES * 60 + 900)) "$FOLDER/everlog-chaos" "$@" || status=$?
-case "$status" in 0 | 2 | 130) ;; *) status=1 ;; esac
+# 134: a second Ctrl-C
+case "$status" in 0 | 2 | 130) ;; 134) status=130 ;; *) status=1 ;; esac
 exit "$status"

@@ -12,7 +12,7 @@ IN_TESTS := $(addprefix -A clippy::,unwrap_used get_unwrap panic print_stdout pr
 	unchecked_time_subtraction map_unwrap_or too_many_arguments default_trait_access from_iter_instead_of_collect)
 PORT ?= 29092
 
-.PHONY: help demo test sim mutants bench lint fmt docs-check services services-stop
+.PHONY: help demo test sim mutants chaos nightly bench lint fmt docs-check services services-stop
 
 help: ## this list
 	@echo "everlog: targets of this Makefile"
@@ -35,6 +35,16 @@ sim: ## archiver and replayer in simulated worlds (SEED=N: one, with its trace; 
 
 mutants: ## bugs on purpose, and how many simulated worlds it takes to find each (SEEDS=N: at most so many)
 	EVERLOG_SIM_SEEDS=$(SEEDS) cargo test --workspace --locked $(FEATURES) --test sim -- --nocapture every_planted_bug
+
+chaos: ## real servers and processes under kill -9, hangs, cuts and deletions (MINUTES=5, SEED=N)
+	@tests/services/setup.sh
+	cargo build --workspace --all-targets --locked $(FEATURES)
+	@EVERLOG_BIN_DIR=$(abspath $(TARGET))/debug tests/scripts/run_chaos.sh $(or $(MINUTES),5) $(SEED)
+
+nightly: ## what is too long for `make test`: many simulated worlds, all planted bugs, five minutes of chaos
+	$(MAKE) --no-print-directory sim SEEDS=$(or $(SEEDS),10000)
+	$(MAKE) --no-print-directory mutants
+	$(MAKE) --no-print-directory chaos MINUTES=$(or $(MINUTES),5)
 
 bench: ## archive and replay rates as ratios, measured on this machine
 	@tests/services/setup.sh

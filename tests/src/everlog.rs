@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -107,15 +107,17 @@ impl Everlog {
             .prefix("everlog-lake")
             .tempdir()
             .expect("temp dir");
-        let at = dir.path().display();
-        let catalog = [
-            ("type", "sql".to_owned()),
-            ("name", "everlog".to_owned()),
-            ("uri", format!("sqlite://{at}/catalog.db")),
-            ("warehouse", format!("file://{at}/warehouse")),
-            ("namespace", "everlog".to_owned()),
-        ];
-        Self::with_catalog(dir, setup, catalog.map(|(k, v)| (k.to_owned(), v)).into())
+        let catalog = local_catalog(dir.path());
+        Self::with_catalog(dir, setup, catalog)
+    }
+
+    /// The same with warehouse and catalog in a folder of the caller's.
+    pub fn local_at(setup: &Setup, folder: &Path) -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("everlog-lake")
+            .tempdir()
+            .expect("temp dir");
+        Self::with_catalog(dir, setup, local_catalog(folder))
     }
 
     /// With a local warehouse and a PostgreSQL catalog.
@@ -342,10 +344,16 @@ impl Everlog {
 
     /// The ledger of a topic's table, as its catalog has it now; empty where there is no table yet.
     pub async fn ledger(&self, topic: &str) -> Ledger {
+        let ledger = self.try_ledger(topic).await;
+        ledger.unwrap_or_else(|error| panic!("the ledger of {topic}: {error}"))
+    }
+
+    /// The same, or why it cannot be told now.
+    pub async fn try_ledger(&self, topic: &str) -> Result<Ledger, String> {
         let catalog = match catalog::connect_existing(&self.catalog).await {
             Ok(catalog) => catalog,
-            Err(CatalogError::Absent { .. }) => return Ledger::default(),
-            Err(error) => panic!("the catalog: {error}"),
+            Err(CatalogError::Absent { .. }) => return Ok(Ledger::default()),
+            Err(error) => return Err(format!("the catalog: {error}")),
         };
         let deps = ArchiveDeps {
             catalog,
@@ -353,10 +361,13 @@ impl Everlog {
             ids: Arc::new(RandomIds),
         };
         let topic = TopicName::new(topic).expect("a topic's name");
-        match Archive::open(deps, "everlog", &topic).await {
-            Ok(None) => Ledger::default(),
-            Ok(Some(archive)) => archive.state().await.expect("the table").ledger,
-            Err(error) => panic!("the table of {topic}: {error}"),
+        let archive = Archive::open(deps, "everlog", &topic).await;
+        match archive.map_err(|error| error.to_string())? {
+            None => Ok(Ledger::default()),
+            Some(archive) => {
+                let state = archive.state().await;
+                Ok(state.map_err(|error| error.to_string())?.ledger)
+            }
         }
     }
 
@@ -367,6 +378,19 @@ impl Everlog {
         all.extend_from_slice(args);
         parse(&self.ok(&all))
     }
+}
+
+/// The `[catalog]` section for an SQLite catalog and a warehouse in one folder.
+fn local_catalog(folder: &Path) -> BTreeMap<String, String> {
+    let at = folder.display();
+    let catalog = [
+        ("type", "sql".to_owned()),
+        ("name", "everlog".to_owned()),
+        ("uri", format!("sqlite://{at}/catalog.db")),
+        ("warehouse", format!("file://{at}/warehouse")),
+        ("namespace", "everlog".to_owned()),
+    ];
+    catalog.map(|(k, v)| (k.to_owned(), v)).into()
 }
 
 /// The one line on standard error about why a run failed; log lines may stand before it.
@@ -589,6 +613,11 @@ impl Running {
     /// Whether it still runs.
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// How it ended; none while it runs.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("wait for everlog")
     }
 
     /// What it logged.

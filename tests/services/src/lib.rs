@@ -73,8 +73,26 @@ impl Kafka {
             .position(|a| *a == "--nodes")
             .and_then(|i| args.get(i + 1))
             .map_or(1, |n| n.parse().expect("a number of nodes"));
-        let port = free_ports(2 * nodes).to_string();
-        let path = dir.path().display().to_string();
+        Self::start_on(dir, free_ports(2 * nodes), args)
+    }
+
+    /// So many brokers, each behind a proxy: clients reach them through it once they know the cluster, and so do the brokers
+    /// each other; the controllers' own connections are direct.
+    pub fn start_behind_proxies(nodes: u16, args: &[&str]) -> (Self, Vec<Proxy>) {
+        let dir = tempfile::Builder::new()
+            .prefix("everlog-kafka")
+            .tempdir()
+            .expect("temp dir");
+        let port = free_ports(2 * nodes);
+        let proxies: Vec<_> = (0..nodes).map(|i| Proxy::start(port + 2 * i)).collect();
+        let seen: Vec<_> = proxies.iter().map(|p| p.port().to_string()).collect();
+        let (nodes, seen) = (nodes.to_string(), seen.join(","));
+        let all = [&["--nodes", &nodes, "--advertise", &seen], args].concat();
+        (Self::start_on(dir, port, &all), proxies)
+    }
+
+    fn start_on(dir: tempfile::TempDir, port: u16, args: &[&str]) -> Self {
+        let (path, port) = (dir.path().display().to_string(), port.to_string());
         let mut all = vec!["start", &path, &port];
         all.extend_from_slice(args);
         let bootstrap = run("kafka.sh", &all);

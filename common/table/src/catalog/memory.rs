@@ -200,10 +200,11 @@ impl MemoryCatalog {
             Ok(metadata) => metadata,
             Err(error) => return CommitReply::Refused(error),
         };
-        let next = metadata::next_location(&metadata, Some(previous), self.ids.uuid());
-        if let Err(error) = metadata::write(&self.storage, &next, &metadata).await {
-            return CommitReply::Refused(error);
-        }
+        let chance = self.ids.uuid();
+        let next = match metadata::write(&self.storage, &metadata, Some(previous), chance).await {
+            Ok(next) => next,
+            Err(error) => return CommitReply::Refused(error),
+        };
         if self.swap(table, Some(previous), &next) {
             CommitReply::Committed(loaded(table, Arc::new(metadata), next))
         } else {
@@ -271,8 +272,8 @@ impl MemoryCatalog {
         }
         let metadata = metadata::first(table, location, self.ids.uuid())?;
         let metadata = self.stamp(&metadata, 0)?;
-        let metadata_location = metadata::next_location(&metadata, None, self.ids.uuid());
-        metadata::write(&self.storage, &metadata_location, &metadata).await?;
+        let metadata_location =
+            metadata::write(&self.storage, &metadata, None, self.ids.uuid()).await?;
         if self.swap(&ident, None, &metadata_location) {
             Ok(CreateReply::Created(loaded(
                 &ident,

@@ -2,6 +2,7 @@
 
 mod cancel;
 mod damage;
+mod every_byte;
 mod generations;
 mod leaderless;
 mod leases;

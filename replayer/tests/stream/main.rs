@@ -6,6 +6,7 @@ mod every_byte;
 mod generations;
 mod leaderless;
 mod leases;
+mod locations;
 mod order;
 mod recreated;
 mod session;

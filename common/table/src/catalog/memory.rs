@@ -82,8 +82,11 @@ impl MemoryCatalog {
         clock: Arc<dyn Clock>,
         ids: Arc<dyn Ids>,
     ) -> Self {
+        let storage = Storage::from_store(store)
+            .within(warehouse)
+            .expect("a warehouse that a test names is a location");
         Self {
-            storage: Storage::from_store(store),
+            storage,
             warehouse: warehouse.to_owned(),
             clock,
             ids,

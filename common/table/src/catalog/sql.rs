@@ -74,6 +74,9 @@ impl SqlCatalog {
         let name = optional(properties, "name").unwrap_or("everlog");
         let limit = duration(properties, REQUEST_TIMEOUT, REQUEST_TIMEOUT_DEFAULT)?;
         let warehouse = absolute(warehouse, &storage)?;
+        let storage = storage
+            .within(&warehouse)
+            .map_err(|source| CatalogError::storage("open the warehouse", source))?;
         Ok(Self {
             database: Database::open(uri, name, limit, make).await?,
             warehouse,

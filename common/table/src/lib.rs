@@ -20,6 +20,8 @@ pub mod codec;
 pub mod commit;
 pub mod files;
 mod footer;
+#[cfg(test)]
+mod hostile;
 pub mod lease;
 pub mod maintain;
 pub mod manifests;

@@ -39,3 +39,4 @@ mod slots;
 mod worker;
 
 pub use self::log::KafkaLog;
+pub use self::properties::for_other_clients;

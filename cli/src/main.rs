@@ -40,6 +40,7 @@ use telemetry::LogFormat;
 
 /// For the C libraries as well. The system's allocator keeps what batches of all sizes leave behind, thread by thread:
 /// an archiver that runs for months would hold much more than its budget.
+#[cfg(not(test))] // tests count what parsers take
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

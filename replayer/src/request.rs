@@ -520,6 +520,32 @@ mod tests {
     }
 
     #[test]
+    fn any_text_is_an_option_that_is_printed_and_read_back_or_refused() {
+        let corpus = [
+            "beginning",
+            "offset:2:17",
+            "timestamp:1970-01-01T02:00:00.5+02:00",
+            "snapshot",
+            "now",
+            "0,3-5",
+        ];
+        everlog_hostile::feed_text("replay option", &corpus, |text| {
+            if let Ok(from) = text.parse::<From>() {
+                let _ = from.to_string();
+            }
+            let _ = text.parse::<Until>();
+            let _ = text.parse::<crate::output::OutputTarget>();
+            if text.len() < 100 {
+                // each range may stand for up to PARTITIONS_MAX partitions: bounded by that, not by the text
+                assert!(
+                    parse_partitions(text).is_ok_and(|all| all.len() <= PARTITIONS_MAX)
+                        || parse_partitions(text).is_err()
+                );
+            }
+        });
+    }
+
+    #[test]
     fn until_defaults_to_now_or_to_the_named_snapshot() {
         let resolve = |until, follow, selector| Until::resolve(until, follow, &selector);
         assert_eq!(

@@ -455,6 +455,29 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn any_text_is_a_positions_file_that_is_written_the_same_again_or_refused() {
+        let whole = r#"{"version":1,"run_id":"0b7f3a3e-5d0c-4c5e-9b6e-0123456789ab","topic":"orders","output":{"kind":"file",
+            "path":"/data/orders.jsonl","length":1234},"positions":{"0":{"generation":0,"offset":17},"3":{"generation":1,
+            "offset":5}},"events":17,"snapshot_id":7,"incarnation":{"generation":0,"cluster_id":"c","topic_id":
+            "0b7f3a3e-5d0c-4c5e-9b6e-0123456789ab"},"asked":{"from":"beginning","order":"time","encoding":"text"}}"#;
+        ResumeState::decode(whole).unwrap();
+        everlog_hostile::feed_text("positions file", &[whole], |text| {
+            if let Ok(state) = ResumeState::decode(text) {
+                assert_eq!(ResumeState::decode(&state.encode()).as_ref(), Ok(&state));
+            }
+        });
+        everlog_hostile::feed_text(
+            "position",
+            &["0:17", "4294967295:9223372036854775807"],
+            |text| {
+                if let Some(position) = parse_position(text) {
+                    assert_eq!(position.to_string(), text);
+                }
+            },
+        );
+    }
+
     fn output() -> impl Strategy<Value = OutputState> {
         prop_oneof![
             Just(OutputState::Stdout {}),

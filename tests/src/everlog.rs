@@ -164,6 +164,20 @@ impl Everlog {
         Self::with_catalog(dir, setup, all)
     }
 
+    /// With exactly these `[catalog]` properties; `DIR` in a value is the installation's folder.
+    pub fn with_properties(setup: &Setup, properties: &[(&str, &str)]) -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("everlog-lake")
+            .tempdir()
+            .expect("temp dir");
+        let at = dir.path().display().to_string();
+        let catalog = properties
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), v.replace("DIR", &at)))
+            .collect();
+        Self::with_catalog(dir, setup, catalog)
+    }
+
     fn with_catalog(
         dir: tempfile::TempDir,
         setup: &Setup,
@@ -395,7 +409,7 @@ fn local_catalog(folder: &Path) -> BTreeMap<String, String> {
 
 /// The one line on standard error about why a run failed; log lines may stand before it.
 #[track_caller]
-fn failure(output: &Output, args: &str, status: i32) -> String {
+pub fn failure(output: &Output, args: &str, status: i32) -> String {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(status), "everlog {args}\n{said}");
     let mut errors = said.lines().filter_map(|l| l.strip_prefix("error: "));

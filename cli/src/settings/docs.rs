@@ -254,6 +254,10 @@ Names without a dot are checked; besides the ones above these are known: `prefix
 `s3.secret-access-key`, `s3.session-token`, `s3.path-style-access`, `gcs.…`, `adls.…`. Credentials that a REST catalog vends win
 over these. Waiting is bounded by `everlog.catalog.connect-timeout` (of `rest`), `everlog.catalog.request-timeout`,
 `everlog.storage.connect-timeout`, `everlog.storage.request-timeout`, `everlog.storage.retry-timeout` (durations) and `everlog.storage.max-retries`.
+
+Only files in a table's own folder are touched, and with `type = \"sql\"` only tables in the warehouse. `everlog.storage.allowed-locations` lists
+folders, as URIs with commas in between, where files may be besides: an older warehouse, a `write.data.path` elsewhere.
+TLS trusts this system's authorities, or those in the file that the variable `SSL_CERT_FILE` names.
 ";
 
 /// The configuration in force as TOML: each value with its place, secrets replaced.

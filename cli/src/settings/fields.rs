@@ -502,6 +502,7 @@ pub(crate) const CATALOG_COMMON: &[&str] = &[
     "credential",
     "everlog.catalog.connect-timeout",
     "everlog.catalog.request-timeout",
+    "everlog.storage.allowed-locations",
     "everlog.storage.connect-timeout",
     "everlog.storage.max-retries",
     "everlog.storage.request-timeout",

@@ -354,3 +354,64 @@ fn the_page_of_the_configuration_is_up_to_date() {
         "docs/configuration.md is not what the code says: run UPDATE_GOLDEN=1 cargo test -p everlog-cli page_of_the_configuration, and read the difference"
     );
 }
+
+#[test]
+fn any_text_is_a_configuration_or_refused_with_its_problems() {
+    let full = default_file();
+    everlog_hostile::feed_text("everlog.toml", &[SMALL, &full], |text| {
+        let document = document(text, &[("EVERLOG_ARCHIVE__COMMIT_INTERVAL", "1s")]);
+        // what the client library takes is its own; values are judged in the next test
+        let mut raw = Raw::default();
+        raw.read_file(text, &mut Vec::new());
+        assert_eq!(raw.is_broken(), document.raw().is_broken());
+        if !document.raw().is_broken() {
+            let _ = effective(document.raw());
+        }
+    });
+    let variables = "EVERLOG_KAFKA__SASL_PASSWORD=x\nEVERLOG_ARCHIVE__TOPICS=a,b\nEVERLOG_CATALOG__S3__ENDPOINT=http://x\n\
+                     EVERLOG_REPLAY__THREADS=2\nEVERLOG_ARCHIVE__MEMORY=64MiB";
+    everlog_hostile::feed_text("environment", &[variables], |text| {
+        let variables: Vec<(&str, &str)> = text
+            .lines()
+            .filter_map(|line| line.split_once('='))
+            .collect();
+        let _ = document(SMALL, &variables);
+    });
+}
+
+#[test]
+fn any_value_is_read_and_written_back_or_refused() {
+    let values = [
+        "1h30m",
+        "10s",
+        "512MiB",
+        "true",
+        "[\"a\"]",
+        "2",
+        "127.0.0.1:9464",
+        "day(archived_at)",
+        "^a.*",
+    ];
+    everlog_hostile::feed_text("value", &values, |text| {
+        if let Ok(duration) = parse_duration(text) {
+            assert_eq!(parse_duration(&format_duration(duration)), Ok(duration));
+        }
+        if let Ok(bytes) = parse_bytes(text) {
+            assert_eq!(parse_bytes(&format_bytes(bytes)), Ok(bytes));
+        }
+        let _ = value::shown("uri", text);
+    });
+    // every field, with what it does not expect, up to settings or problems
+    let fields: Vec<String> = fields::FIELDS
+        .iter()
+        .filter(|field| field.section != Section::Kafka)
+        .map(|field| format!("EVERLOG_{}__{}", field.section.name(), field.key).to_uppercase())
+        .collect();
+    everlog_hostile::feed_text("field", &values, |text| {
+        let name = &fields[text.len() % fields.len()];
+        let read = document(SMALL, &[(name.as_str(), text)]).settings(Needs::default());
+        if let Err(error) = read {
+            assert!(!error.to_string().contains('\n'), "{error}");
+        }
+    });
+}

@@ -113,7 +113,9 @@ pub(crate) fn is_secret(key: &str) -> bool {
         "sasl.jaas",
         "sasl.oauthbearer.config",
     ];
-    words.iter().any(|word| key.contains(word))
+    // what a header says is between its two ends
+    key.starts_with("header.")
+        || words.iter().any(|word| key.contains(word))
         || key.ends_with("key")
         || key.ends_with("key.pem")
         || key.ends_with("_key")
@@ -253,6 +255,7 @@ mod tests {
             "adls.account-key",
             "gcs.credentials-json",
             "header.Authorization",
+            "header.X-Tenant",
             "sasl.oauthbearer.client.secret",
         ] {
             assert!(is_secret(secret), "{secret}");

@@ -116,6 +116,16 @@ impl Ledger {
                 },
             );
         }
+        // so that nobody who adds them up has to fear an overflow
+        let rows = ledger
+            .generations
+            .values()
+            .flat_map(|g| g.partitions.values())
+            .try_fold(0_u64, |sum, entry| sum.checked_add(entry.rows));
+        if rows.is_none_or(|rows| i64::try_from(rows).is_err()) {
+            let what = "it counts more rows than there can be".to_owned();
+            return Err(LedgerFormatError::Invalid(what));
+        }
         if let Some(gap) = ledger
             .gaps
             .iter()

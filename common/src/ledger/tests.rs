@@ -282,6 +282,33 @@ fn a_newer_version_is_refused_not_misread() {
     assert!(matches!(error, LedgerFormatError::Version(2)), "{error}");
 }
 
+#[test]
+fn a_ledger_of_more_rows_than_there_can_be_is_refused_so_that_no_sum_overflows() {
+    let entry = Entry {
+        first: offset(0),
+        next: offset(i64::MAX),
+        leader_epoch: None,
+        rows: i64::MAX.unsigned_abs(),
+        hash: 0,
+    };
+    let of = |partitions: i32| {
+        let era = GenerationLedger {
+            identity: identity(1),
+            partitions: (0..partitions).map(|p| (partition(p), entry)).collect(),
+        };
+        let ledger = Ledger {
+            generations: BTreeMap::from([(Generation(0), era)]),
+            gaps: Vec::new(),
+        };
+        ledger.encode()
+    };
+    assert_eq!(Ledger::decode(&of(1)).unwrap().rows(), entry.rows);
+    for partitions in [2, 3, 100] {
+        let error = Ledger::decode(&of(partitions)).unwrap_err();
+        assert!(error.to_string().contains("more rows than"), "{error}");
+    }
+}
+
 fn entries() -> impl Strategy<Value = BTreeMap<Partition, Entry>> {
     prop::collection::btree_map(
         (0_i32..i32::MAX).prop_map(|p| Partition::new(p).unwrap()),
@@ -296,7 +323,12 @@ fn entries() -> impl Strategy<Value = BTreeMap<Partition, Entry>> {
                 first: Offset::new(first).unwrap(),
                 next: Offset::new(first + i64::try_from(covered).unwrap()).unwrap(),
                 leader_epoch,
-                rows: if covered == 0 { 0 } else { rows % covered },
+                // all partitions together have fewer rows than there are offsets
+                rows: if covered == 0 {
+                    0
+                } else {
+                    rows % covered.min(1 << 50)
+                },
                 hash,
             }),
         0..40,

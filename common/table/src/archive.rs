@@ -317,7 +317,12 @@ impl Archive {
                 });
             }
         }
-        let storage = deps.catalog.storage_for(table).map_err(|source| {
+        let opened = deps.catalog.storage_for(table).and_then(|storage| {
+            storage
+                .within(table.metadata.location())
+                .map_err(|source| CatalogError::storage("find the table's folder", source))
+        });
+        let storage = opened.map_err(|source| {
             catalog_error(&table.ident, "cannot open the table's object store", source)
         })?;
         Ok(Self::assemble(

@@ -20,11 +20,17 @@ pub mod codec;
 pub mod commit;
 pub mod files;
 mod footer;
+#[cfg(test)]
+mod hostile;
 pub mod lease;
 pub mod maintain;
 pub mod manifests;
 pub mod scan;
 pub mod schema;
+#[cfg(not(any(test, feature = "test-util")))]
+mod sealed;
+#[cfg(any(test, feature = "test-util"))]
+pub mod sealed;
 pub mod snapshot;
 pub mod storage;
 pub mod summary;

@@ -25,6 +25,7 @@ use iceberg::spec::{
 };
 
 use crate::commit::Totals;
+use crate::sealed;
 use crate::storage::{Storage, StorageError, StorageErrorKind};
 
 /// When manifests are merged.
@@ -136,6 +137,7 @@ pub async fn read_list(
         .get(uri)
         .await
         .map_err(|source| ManifestError::storage(uri, "read", source))?;
+    intact(uri, &bytes)?;
     let size = bytes.len();
     let parse = move || ManifestList::parse_with_version(&bytes, version);
     let list = parsed(uri, size, parse).await?;
@@ -168,6 +170,7 @@ pub async fn read_manifest(
             ),
         ));
     }
+    intact(uri, &bytes)?;
     let size = bytes.len();
     let manifest = parsed(uri, size, move || Manifest::parse_avro(&bytes)).await?;
     let (entries, _) = manifest.into_parts();
@@ -175,6 +178,14 @@ pub async fn read_manifest(
         .into_iter()
         .map(|entry| inherit(Arc::unwrap_or_clone(entry), file))
         .collect())
+}
+
+fn intact(uri: &str, bytes: &[u8]) -> Result<(), ManifestError> {
+    if sealed::is_intact(uri, bytes) {
+        Ok(())
+    } else {
+        Err(ManifestError::corrupt(uri, sealed::DAMAGED))
+    }
 }
 
 /// The manifests' entries, in the order of the manifests; several are read at once.
@@ -318,14 +329,14 @@ impl Target<'_> {
         Arc::clone(self.metadata.current_schema())
     }
 
-    /// Stores the manifest of a commit's new files.
+    /// Stores the manifest of a commit's new files. `stem` is its name without the checksum and the extension.
     pub async fn add(
         &self,
-        uri: &str,
+        stem: &str,
         spec_id: i32,
         files: Vec<DataFile>,
     ) -> Result<ManifestFile, ManifestError> {
-        let spec = self.spec(spec_id, uri)?;
+        let spec = self.spec(spec_id, stem)?;
         let count = files.len();
         let coded = code_manifest(
             count,
@@ -339,17 +350,17 @@ impl Target<'_> {
                 Ok(())
             },
         );
-        self.store(uri, coded.await).await
+        self.store(stem, coded.await).await
     }
 
-    /// Stores one manifest of the live entries of several (M1).
+    /// Stores one manifest of the live entries of several (M1), named as by [`Self::add`].
     pub async fn merge(
         &self,
-        uri: &str,
+        stem: &str,
         spec_id: i32,
         manifests: &[ManifestFile],
     ) -> Result<ManifestFile, ManifestError> {
-        let spec = self.spec(spec_id, uri)?;
+        let spec = self.spec(spec_id, stem)?;
         let mut live = Vec::new();
         for entries in read_manifests(self.storage, manifests).await? {
             live.extend(entries.into_iter().filter(ManifestEntry::is_alive));
@@ -375,7 +386,7 @@ impl Target<'_> {
             .fold(0, u64::saturating_add);
         if expected != found {
             return Err(ManifestError::corrupt(
-                uri,
+                stem,
                 format!(
                     "manifests to merge list {found} rows where the manifest list says {expected}"
                 ),
@@ -399,16 +410,16 @@ impl Target<'_> {
                 Ok(())
             },
         );
-        self.store(uri, coded.await).await
+        self.store(stem, coded.await).await
     }
 
-    /// Stores the manifest list, and gives its entries as a reader is going to see them.
+    /// Stores the manifest list, named as by [`Self::add`]; gives its name, and its entries as a reader is going to see them.
     pub async fn list(
         &self,
-        uri: &str,
+        stem: &str,
         parent: Option<i64>,
         mut list: Vec<ManifestFile>,
-    ) -> Result<Vec<ManifestFile>, ManifestError> {
+    ) -> Result<(String, Vec<ManifestFile>), ManifestError> {
         let sequence_number = self.metadata.next_sequence_number();
         for file in &mut list {
             if file.sequence_number == UNASSIGNED_SEQUENCE_NUMBER {
@@ -427,24 +438,26 @@ impl Target<'_> {
             writer.close().await
         };
         coded.await.map_err(|source| ManifestError::Refused {
-            uri: uri.to_owned(),
+            uri: stem.to_owned(),
             source,
         })?;
-        self.put(uri, buffer.take()).await?;
-        Ok(list)
+        let bytes = buffer.take();
+        let uri = sealed::avro_name(stem, &bytes);
+        self.put(&uri, bytes).await?;
+        Ok((uri, list))
     }
 
     async fn store(
         &self,
-        uri: &str,
+        stem: &str,
         coded: iceberg::Result<(ManifestFile, Bytes)>,
     ) -> Result<ManifestFile, ManifestError> {
         let (mut file, bytes) = coded.map_err(|source| ManifestError::Refused {
-            uri: uri.to_owned(),
+            uri: stem.to_owned(),
             source,
         })?;
-        uri.clone_into(&mut file.manifest_path);
-        self.put(uri, bytes).await?;
+        file.manifest_path = sealed::avro_name(stem, &bytes);
+        self.put(&file.manifest_path, bytes).await?;
         Ok(file)
     }
 

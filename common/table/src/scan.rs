@@ -27,6 +27,8 @@ use crate::storage::{Storage, StorageError, StorageErrorKind};
 use columns::FileColumns;
 use decode::{Chunk, DecodeError, Fetched};
 
+#[cfg(test)]
+pub(crate) use open::parse as check_footer;
 pub use open::read_footer;
 
 /// Why a data file cannot be read.

@@ -704,8 +704,118 @@ fn check_plan(ledger: &Ledger, files: &[PlannedFile]) -> Result<(), String> {
                 reach.map_or_else(|| "none".to_owned(), |next| next.to_string())
             ));
         }
+        // No offset is there twice: bounds that are too narrow would hide rows from who asks for a part.
+        let places = places(ledger, bounds);
+        if u128::from(file.rows) > places {
+            return Err(format!(
+                "{} has {} rows, and by its bounds (offsets {} to {} of partitions {} to {}, generations {} to {}) room for \
+                 {places}",
+                file.path,
+                file.rows,
+                bounds.offset.0,
+                bounds.offset.1,
+                bounds.partition.0,
+                bounds.partition.1,
+                bounds.generation.0,
+                bounds.generation.1,
+            ));
+        }
+    }
+    check_cover(ledger, files)
+}
+
+/// Whether the files' bounds leave room for every row that the ledger counts: where they lie elsewhere than they say, nobody
+/// who asks for a part would find them. Offsets without rows are no proof of anything, so a partition may lack as many
+/// offsets as it has of those.
+fn check_cover(ledger: &Ledger, files: &[PlannedFile]) -> Result<(), String> {
+    struct Cover {
+        partition: Partition,
+        rows: u64,
+        next: Offset,
+        /// What is covered is covered up to here, and comes to so many offsets.
+        end: Offset,
+        offsets: u64,
+    }
+    let filled = || files.iter().filter(|file| file.rows > 0);
+    let mut all: Vec<&FileBounds> = filled().filter_map(|file| file.bounds.as_ref()).collect();
+    if all.len() < filled().count() {
+        // anything may be in a file of which nothing is known
+        return Ok(());
+    }
+    all.sort_by_key(|bounds| bounds.offset.0);
+    let mut eras: BTreeMap<Generation, Vec<Cover>> = BTreeMap::new();
+    for (generation, era) in &ledger.generations {
+        let covers = era.partitions.iter().map(|(partition, entry)| Cover {
+            partition: *partition,
+            rows: entry.rows,
+            next: entry.next,
+            end: entry.first,
+            offsets: 0,
+        });
+        eras.insert(*generation, covers.collect());
+    }
+    for bounds in all {
+        for (_, covers) in eras.range_mut(bounds.generation.0..=bounds.generation.1) {
+            let from = covers.partition_point(|cover| cover.partition < bounds.partition.0);
+            let covers = covers.get_mut(from..).unwrap_or_default();
+            for cover in covers
+                .iter_mut()
+                .take_while(|cover| cover.partition <= bounds.partition.1)
+            {
+                let low = bounds.offset.0.max(cover.end);
+                let high = bounds.offset.1.next().min(cover.next);
+                if low < high {
+                    cover.offsets += high.since(low);
+                    cover.end = high;
+                }
+            }
+        }
+    }
+    for (generation, covers) in &eras {
+        if let Some(short) = covers.iter().find(|cover| cover.offsets < cover.rows) {
+            let twice = overlap(files, *generation, short.partition);
+            return Err(format!(
+                "{twice}its ledger counts {} rows of partition {} of generation {generation}, and by the bounds of its files there \
+                 are no more than {}: rows are there twice, or a manifest does not tell the truth",
+                short.rows, short.partition, short.offsets
+            ));
+        }
     }
     Ok(())
+}
+
+/// Two files that both say to hold the same offsets of a partition, in words.
+fn overlap(files: &[PlannedFile], generation: Generation, partition: Partition) -> String {
+    let mut there: Vec<(&FileBounds, &str)> = files
+        .iter()
+        .filter_map(|file| Some((file.bounds.as_ref()?, file.path.as_str())))
+        .filter(|(b, _)| b.generation.0 <= generation && generation <= b.generation.1)
+        .filter(|(b, _)| b.partition.0 <= partition && partition <= b.partition.1)
+        .collect();
+    there.sort_by_key(|(bounds, _)| bounds.offset);
+    let pairs = there.iter().zip(there.get(1..).unwrap_or_default());
+    let found = pairs.map(|((a, one), (b, other))| {
+        let (from, until) = (b.offset.0, a.offset.1.min(b.offset.1).next());
+        (from < until).then(|| {
+            format!("{one} and {other}: offsets [{from}, {until}) of partition {partition} are there twice; ")
+        })
+    });
+    found.flatten().next().unwrap_or_default()
+}
+
+/// How many rows there can be within bounds: every offset of every partition that the ledger knows.
+fn places(ledger: &Ledger, bounds: &FileBounds) -> u128 {
+    let offsets = u128::from(bounds.offset.1.since(bounds.offset.0)) + 1;
+    let partitions: usize = ledger
+        .generations
+        .range(bounds.generation.0..=bounds.generation.1)
+        .map(|(_, era)| {
+            era.partitions
+                .range(bounds.partition.0..=bounds.partition.1)
+                .count()
+        })
+        .sum();
+    offsets * partitions as u128
 }
 
 fn furthest(ledger: &Ledger, bounds: &FileBounds) -> Option<Offset> {

@@ -15,6 +15,8 @@
 //! * Every name is written once, since names carry UUIDs. So puts need no `If-None-Match`, may be repeated by the client
 //!   after a lost reply, and the reply to a repeated conditional put (412 for one's own object, or 409 that some stores
 //!   answer when nothing landed) never has to be interpreted.
+//! * A storage that was made for a folder ([`Storage::within`]) reads, writes, lists and deletes nothing outside of it and of
+//!   what the operator allows besides, whatever metadata says.
 //! * Every wait is bounded: connecting, each request, and all repetitions of a request together.
 //!
 //! Not promised: a writer that is dropped neither finished nor aborted leaves an unfinished multipart upload, which is
@@ -81,10 +83,20 @@ pub(crate) struct Removed {
 /// * Azure: `adls.account-name`, `adls.account-key`, `adls.sas-token` or `adls.sas-token.ACCOUNT`, `adls.tenant-id` with
 ///   `adls.client-id` and `adls.client-secret`, else the environment's.
 /// * All: `everlog.storage.connect-timeout` (5s), `everlog.storage.request-timeout` (60s),
-///   `everlog.storage.retry-timeout` (2m), `everlog.storage.max-retries` (8).
+///   `everlog.storage.retry-timeout` (2m), `everlog.storage.max-retries` (8); `everlog.storage.allowed-locations`: folders,
+///   with commas in between, where files of a table may be besides its own.
 #[derive(Clone)]
 pub struct Storage {
     inner: Arc<Inner>,
+    /// Outside of which nothing is touched; none: anything may be.
+    folder: Option<Arc<Folder>>,
+}
+
+/// Where the files of a table may be.
+struct Folder {
+    uri: String,
+    /// The folder itself, then what is allowed besides.
+    allowed: Vec<Location>,
 }
 
 struct Inner {
@@ -137,6 +149,7 @@ impl Storage {
         };
         Self {
             inner: Arc::new(inner),
+            folder: None,
         }
     }
 
@@ -154,6 +167,23 @@ impl Storage {
         };
         Ok(Self {
             inner: Arc::new(inner),
+            folder: None,
+        })
+    }
+
+    /// The same storage for what is in this folder, and in `everlog.storage.allowed-locations`: any other location is
+    /// refused. A folder within a folder must lie in it, or be allowed too.
+    pub fn within(&self, folder: &str) -> Result<Self, StorageError> {
+        let mut allowed = vec![self.parse(folder)?];
+        for uri in &self.inner.settings.allowed {
+            allowed.push(Location::parse(uri)?);
+        }
+        Ok(Self {
+            inner: Arc::clone(&self.inner),
+            folder: Some(Arc::new(Folder {
+                uri: folder.to_owned(),
+                allowed,
+            })),
         })
     }
 
@@ -304,18 +334,38 @@ impl Storage {
         Ok((store, location))
     }
 
-    fn open_prefix(&self, uri: &str) -> Result<(Arc<dyn ObjectStore>, Location), StorageError> {
-        let (properties, credentials, clients) = match &self.inner.backend {
-            Backend::Injected(store) => {
-                return Ok((Arc::clone(store), Location::parse_any(uri)?));
+    /// Where a URI leads, if this storage may go there.
+    fn parse(&self, uri: &str) -> Result<Location, StorageError> {
+        let location = match &self.inner.backend {
+            Backend::Injected(_) => Location::parse_any(uri)?,
+            Backend::Configured { .. } => Location::parse(uri)?,
+        };
+        match &self.folder {
+            Some(folder) if !folder.allowed.iter().any(|f| f.contains(&location)) => {
+                Err(StorageError::Outside {
+                    uri: uri.to_owned(),
+                    folder: folder.uri.clone(),
+                })
             }
+            _ => Ok(location),
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn allows(&self, uri: &str) -> bool {
+        self.parse(uri).is_ok()
+    }
+
+    fn open_prefix(&self, uri: &str) -> Result<(Arc<dyn ObjectStore>, Location), StorageError> {
+        let location = self.parse(uri)?;
+        let (properties, credentials, clients) = match &self.inner.backend {
+            Backend::Injected(store) => return Ok((Arc::clone(store), location)),
             Backend::Configured {
                 properties,
                 credentials,
                 clients,
             } => (properties, credentials, clients),
         };
-        let location = Location::parse(uri)?;
         let key = ClientKey::of(&location);
         let mut clients = clients.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(client) = clients.get(&key) {

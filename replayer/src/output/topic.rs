@@ -177,7 +177,7 @@ async fn check_timestamps(
 
 fn client_config(kafka: &BTreeMap<String, String>) -> ClientConfig {
     let mut config = ClientConfig::new();
-    for (key, value) in kafka {
+    for (key, value) in everlog_kafka::client::for_other_clients(kafka) {
         config.set(key, value);
     }
     config

@@ -2,9 +2,11 @@
 
 mod cancel;
 mod damage;
+mod every_byte;
 mod generations;
 mod leaderless;
 mod leases;
+mod locations;
 mod order;
 mod recreated;
 mod session;

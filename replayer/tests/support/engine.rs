@@ -80,13 +80,13 @@ impl World {
             snapshot_id,
         };
         let parent = metadata.current_snapshot_id();
-        target.list(&path("list.avro"), parent, list).await.unwrap();
+        let (list_path, _) = target.list(&path("list"), parent, list).await.unwrap();
         let snapshot = Snapshot::builder()
             .with_snapshot_id(snapshot_id)
             .with_parent_snapshot_id(parent)
             .with_sequence_number(metadata.next_sequence_number())
             .with_timestamp_ms(self.clock.now().0.max(metadata.last_updated_ms()))
-            .with_manifest_list(path("list.avro"))
+            .with_manifest_list(list_path)
             .with_summary(Summary {
                 operation,
                 additional_properties: HashMap::from([(

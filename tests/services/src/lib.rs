@@ -73,7 +73,12 @@ impl Kafka {
             .position(|a| *a == "--nodes")
             .and_then(|i| args.get(i + 1))
             .map_or(1, |n| n.parse().expect("a number of nodes"));
-        Self::start_on(dir, free_ports(2 * nodes), args)
+        let ports = if args.contains(&"--secure") {
+            6
+        } else {
+            2 * nodes
+        };
+        Self::start_on(dir, free_ports(ports), args)
     }
 
     /// So many brokers, each behind a proxy: clients reach them through it once they know the cluster, and so do the brokers
@@ -97,6 +102,19 @@ impl Kafka {
         all.extend_from_slice(args);
         let bootstrap = run("kafka.sh", &all);
         Self { dir, bootstrap }
+    }
+
+    /// One broker with listeners for TLS and SASL besides: see `kafka.sh start --secure`.
+    pub fn start_secure(certificates: &Certificates) -> Self {
+        let folder = certificates.dir.path().display().to_string();
+        Self::start_with(&["--secure", &folder])
+    }
+
+    /// A listener of a secure broker, by its distance from the plain one.
+    pub fn listener(&self, distance: u16) -> String {
+        let port = self.bootstrap.rsplit(':').next().unwrap_or_default();
+        let port: u16 = port.parse().expect("a port");
+        format!("localhost:{}", port + distance)
     }
 
     fn path(&self) -> String {
@@ -150,6 +168,66 @@ impl Drop for Kafka {
     }
 }
 
+/// Certificates of a throw-away authority: see `certs.sh`.
+#[derive(Debug)]
+pub struct Certificates {
+    dir: tempfile::TempDir,
+    /// The password of the user `alice` of a secure broker, and of the client's locked key.
+    pub password: String,
+}
+
+impl Certificates {
+    /// Makes them.
+    pub fn make() -> Self {
+        let dir = open_dir("everlog-certs");
+        run("certs.sh", &[&dir.path().display().to_string()]);
+        let password = std::fs::read_to_string(dir.path().join("client.password"));
+        Self {
+            password: password.expect("the password").trim().to_owned(),
+            dir,
+        }
+    }
+
+    /// One of the files.
+    pub fn file(&self, name: &str) -> String {
+        self.dir.path().join(name).display().to_string()
+    }
+}
+
+/// TLS in front of a server of this machine.
+#[derive(Debug)]
+pub struct Tls {
+    dir: tempfile::TempDir,
+    /// `https://localhost:PORT`
+    pub uri: String,
+}
+
+impl Tls {
+    /// Starts it in front of what listens on a port, with a certificate: `server`, `elsewhere`, `expired`.
+    pub fn start(upstream: u16, certificates: &Certificates, name: &str) -> Self {
+        let dir = open_dir("everlog-tls");
+        let pem = certificates.file(&format!("{name}.both.pem"));
+        let (port, upstream) = (free_ports(1).to_string(), upstream.to_string());
+        let uri = run(
+            "tls.sh",
+            &[
+                "start",
+                &dir.path().display().to_string(),
+                &port,
+                &upstream,
+                &pem,
+            ],
+        );
+        Self { dir, uri }
+    }
+}
+
+impl Drop for Tls {
+    fn drop(&mut self) {
+        let _ = try_run("tls.sh", &["stop", &self.dir.path().display().to_string()]);
+    }
+}
+
 /// An S3 server with a bucket `warehouse`.
 #[derive(Debug)]
 pub struct S3 {
@@ -184,6 +262,11 @@ impl S3 {
             dir,
             endpoint: format!("http://127.0.0.1:{port}"),
         }
+    }
+
+    /// Where it keeps what it holds.
+    pub fn folder(&self) -> &Path {
+        self.dir.path()
     }
 
     /// Runs `s3.sh VERB DIR`: `pause`, `resume`, `kill`.

@@ -8,13 +8,17 @@ use crate::{LogError, PartitionFault};
 /// What a failed request means. `last` is what the client logged last: a timeout alone never says why.
 pub(super) fn request(what: &str, failure: &Failure, last: Option<String>) -> LogError {
     let what = what.to_owned();
+    let last = last.filter(|_| waited_in_vain(failure.code));
     let detail = match &last {
-        Some(line) if waited_in_vain(failure.code) => format!("{} ({line})", failure.text),
-        _ => failure.text.clone(),
+        Some(line) => format!("{} ({line})", failure.text),
+        None => failure.text.clone(),
     };
-    if denied(failure.code)
-        || (waited_in_vain(failure.code) && last.as_deref().is_some_and(speaks_of_authentication))
-    {
+    if let Some(advice) = last.as_deref().and_then(not_let_in) {
+        // first what to do: the client's own words may be cut off
+        let detail = format!("{advice}: {detail}");
+        return LogError::Denied { what, detail };
+    }
+    if denied(failure.code) {
         return LogError::Denied { what, detail };
     }
     match failure.code {
@@ -37,9 +41,29 @@ fn waited_in_vain(code: Code) -> bool {
     )
 }
 
-fn speaks_of_authentication(line: &str) -> bool {
+/// Whether a line of the client tells of a door that stays shut, of this side or of theirs, and then what to look at.
+fn not_let_in(line: &str) -> Option<&'static str> {
     let line = line.to_ascii_lowercase();
-    line.contains("authentication") || line.contains("certificate verify failed")
+    let tells = |words: &[&str]| words.iter().any(|word| line.contains(word));
+    if tells(&["certificate verify failed"]) {
+        return Some(
+            "the broker's certificate must be of an authority in ssl.ca.location, for the host name by which the broker is \
+             called, and not expired",
+        );
+    }
+    if tells(&[
+        "alert bad certificate",
+        "alert certificate required",
+        "alert unknown ca",
+        "alert certificate unknown",
+        "alert certificate expired",
+    ]) {
+        return Some(
+            "the broker wants another certificate of this client, or one at all: look at ssl.certificate.location and \
+             ssl.key.location",
+        );
+    }
+    tells(&["authentication"]).then_some("look at sasl.mechanism, sasl.username and sasl.password")
 }
 
 pub(super) fn denied(code: Code) -> bool {
@@ -163,6 +187,14 @@ mod tests {
     }
 
     #[test]
+    fn any_words_of_the_client_are_an_epochs_end_or_none() {
+        everlog_hostile::feed_text("truncation report", &[TRUNCATED, UNKNOWN], |text| {
+            let _ = epoch_end(text);
+            let _ = partition(Code::AUTO_OFFSET_RESET, text, -1001);
+        });
+    }
+
+    #[test]
     fn a_timeout_says_what_the_client_logged_and_bad_credentials_are_no_timeout() {
         let timeout = Failure::timed_out();
         let refused = request("bounds", &timeout, Some("Connect failed: refused".into()));
@@ -173,5 +205,31 @@ mod tests {
             Some("SASL authentication error: Authentication failed".into()),
         );
         assert!(matches!(denied, LogError::Denied { .. }));
+        assert!(denied.to_string().contains("sasl.password"), "{denied}");
+    }
+
+    #[test]
+    fn a_certificate_that_is_not_accepted_is_no_timeout_on_either_side() {
+        for (line, advice) in [
+            (
+                "SSL handshake failed: error:0A000086:SSL routines::certificate verify failed: x",
+                "ssl.ca.location",
+            ),
+            (
+                "Receive failed: error:0A000412:SSL routines::ssl/tls alert bad certificate: SSL alert number 42",
+                "ssl.certificate.location",
+            ),
+            (
+                "error:0A00045C:SSL routines::tlsv13 alert certificate required",
+                "ssl.certificate.location",
+            ),
+        ] {
+            let denied = request("bounds", &Failure::timed_out(), Some(line.into()));
+            assert!(matches!(denied, LogError::Denied { .. }), "{denied:?}");
+            let text = denied.to_string();
+            assert!(text.contains(advice) && text.contains(line), "{text}");
+        }
+        let reset = request("bounds", &Failure::timed_out(), Some("Disconnected".into()));
+        assert!(reset.is_transient(), "{reset:?}");
     }
 }

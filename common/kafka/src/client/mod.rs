@@ -40,3 +40,4 @@ mod worker;
 
 pub use self::ffi::BrokerWatch;
 pub use self::log::KafkaLog;
+pub use self::properties::for_other_clients;

@@ -112,6 +112,7 @@ impl ClientProperties {
                 "is missing: name at least one broker as host:port".into(),
             ));
         }
+        check_oauth(&user)?;
         let request_timeout = match user.remove("everlog.request.timeout.ms") {
             None => REQUEST_TIMEOUT,
             Some(value) => parse_timeout(&value)?,
@@ -137,14 +138,7 @@ impl ClientProperties {
         let mut all = self.user.clone();
         default(&mut all, "client.id", "everlog");
         default(&mut all, "socket.keepalive.enable", "true");
-        let ca_chosen = all.keys().any(|k| k.starts_with("ssl.ca."));
-        let tls = all
-            .get("security.protocol")
-            .is_some_and(|p| p.to_ascii_lowercase().contains("ssl"));
-        if tls && !ca_chosen {
-            // the OpenSSL that is built in does not know where this system keeps its certificates
-            all.insert("ssl.ca.location".into(), "probe".into());
-        }
+        find_authorities(&mut all);
         all
     }
 
@@ -221,6 +215,27 @@ impl ClientProperties {
     }
 }
 
+/// The user's properties for clients of librdkafka that others make, such as producers: those of everlog's own left out, and
+/// with what every client of this build needs.
+pub fn for_other_clients(user: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let own = |key: &String| key.starts_with("everlog.");
+    let given = user.iter().filter(|(key, _)| !own(key));
+    let mut all = given.map(|(k, v)| (k.clone(), v.clone())).collect();
+    find_authorities(&mut all);
+    all
+}
+
+/// The OpenSSL that is built in does not know where this system keeps its certificates.
+fn find_authorities(all: &mut BTreeMap<String, String>) {
+    let chosen = all.keys().any(|k| k.starts_with("ssl.ca."));
+    let tls = all
+        .get("security.protocol")
+        .is_some_and(|p| p.to_ascii_lowercase().contains("ssl"));
+    if tls && !chosen {
+        all.insert("ssl.ca.location".into(), "probe".into());
+    }
+}
+
 fn guarantees(all: &mut BTreeMap<String, String>) {
     for (key, value) in [
         ("enable.auto.commit", "false"),
@@ -235,6 +250,27 @@ fn guarantees(all: &mut BTreeMap<String, String>) {
 
 fn default(all: &mut BTreeMap<String, String>, key: &str, value: &str) {
     all.entry(key.to_owned()).or_insert_with(|| value.into());
+}
+
+/// Without a way to get tokens the client would wait for one for ever.
+fn check_oauth(user: &BTreeMap<String, String>) -> Result<(), LogError> {
+    let mechanism = ["sasl.mechanism", "sasl.mechanisms"];
+    let is_oauth = |key: &str| {
+        user.get(key)
+            .is_some_and(|m| m.eq_ignore_ascii_case("OAUTHBEARER"))
+    };
+    let unsecured = user
+        .get("enable.sasl.oauthbearer.unsecure.jwt")
+        .is_some_and(|value| value.eq_ignore_ascii_case("true"));
+    match mechanism.into_iter().find(|key| is_oauth(key)) {
+        Some(key) if !unsecured => Err(invalid(
+            key,
+            "OAUTHBEARER gets tokens of an identity provider (OIDC) in no build of everlog yet: use SCRAM-SHA-512, PLAIN or a \
+             client certificate, all over TLS; enable.sasl.oauthbearer.unsecure.jwt = true is for tests"
+                .into(),
+        )),
+        _ => Ok(()),
+    }
 }
 
 fn invalid(key: &str, detail: String) -> LogError {
@@ -366,6 +402,19 @@ mod tests {
     }
 
     #[test]
+    fn a_mechanism_that_would_wait_for_tokens_for_ever_is_refused() {
+        let parse = |pairs: &[(&str, &str)]| ClientProperties::parse(&properties(pairs));
+        let refused = parse(&[("sasl.mechanisms", "oauthbearer")]).unwrap_err();
+        assert!(refused.to_string().contains("SCRAM-SHA-512"), "{refused}");
+        parse(&[
+            ("sasl.mechanism", "OAUTHBEARER"),
+            ("enable.sasl.oauthbearer.unsecure.jwt", "true"),
+        ])
+        .unwrap();
+        parse(&[("sasl.mechanism", "SCRAM-SHA-256")]).unwrap();
+    }
+
+    #[test]
     fn readers_get_the_guarantees_whatever_the_user_says() {
         let group = Membership::Group {
             group: "g".into(),
@@ -418,5 +467,11 @@ mod tests {
         let tls = ("security.protocol", "SASL_SSL");
         assert_eq!(of(&[tls]).as_deref(), Some("probe"));
         assert_eq!(of(&[tls, ("ssl.ca.pem", "x")]), None);
+        let other = for_other_clients(&properties(&[tls, ("everlog.request.timeout.ms", "6000")]));
+        assert_eq!(other["ssl.ca.location"], "probe");
+        assert!(
+            !other.keys().any(|key| key.starts_with("everlog.")),
+            "{other:?}"
+        );
     }
 }

@@ -77,7 +77,7 @@ impl Archive {
                 reference_time: None,
             };
             let name = format!("{commit_id}-1");
-            self.store(&parent, &proposal, &name, &request).await?;
+            self.store(&parent, &mut proposal, &name, &request).await?;
             match self.swap(&parent, &proposal, &ExpiryPlan::default()).await {
                 CommitReply::Committed(_) => return Ok(ledger),
                 // An unknown outcome is seen by the next read: then there is nothing left to accept, or it is the same

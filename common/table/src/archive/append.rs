@@ -249,10 +249,10 @@ impl Archive {
         operation.attempts_left = operation.attempts_left.saturating_sub(1);
         let began = self.inner.deps.clock.elapsed();
         let added = Added::of(&operation.request.files);
-        let proposal = self.propose(&parent, operation.commit_id, ledger, added);
+        let mut proposal = self.propose(&parent, operation.commit_id, ledger, added);
         let name = format!("{}-{}", operation.commit_id, operation.attempts);
         let list = self
-            .store(&parent, &proposal, &name, &operation.request)
+            .store(&parent, &mut proposal, &name, &operation.request)
             .await?;
         let now = self.inner.deps.clock.elapsed();
         if now.saturating_sub(began) > PREPARED_AGE_MAX {
@@ -363,8 +363,9 @@ impl Archive {
         Proposal {
             snapshot_id,
             parent: parent.head,
+            // stored with a checksum at its end
             manifest_list: format!(
-                "{}/snap-{snapshot_id}-{commit_id}.avro",
+                "{}/snap-{snapshot_id}-{commit_id}",
                 metadata_folder(metadata)
             ),
             now: self.inner.deps.clock.now(),
@@ -385,11 +386,12 @@ impl Archive {
         }
     }
 
-    /// Stores manifests and manifest list of a proposal, merging a group of old manifests where it is due.
+    /// Stores manifests and manifest list of a proposal, merging a group of old manifests where it is due; tells the proposal
+    /// the list's name.
     pub(super) async fn store(
         &self,
         parent: &Parent,
-        proposal: &Proposal,
+        proposal: &mut Proposal,
         name: &str,
         request: &AppendRequest,
     ) -> Result<Vec<ManifestFile>, ArchiveError> {
@@ -413,7 +415,7 @@ impl Archive {
                 files.push(file.data_file.clone());
             }
             for (spec, files) in by_spec {
-                let uri = format!("{folder}/{name}-a{spec}.avro");
+                let uri = format!("{folder}/{name}-a{spec}");
                 list.push(target.add(&uri, spec, files).await.map_err(failed)?);
             }
             fail::fail_point!("commit::after_manifest");
@@ -426,7 +428,7 @@ impl Archive {
                 .filter_map(|place| old.get(*place).cloned())
                 .collect();
             let spec = merged.first().map_or(0, |file| file.partition_spec_id);
-            let uri = format!("{folder}/{name}-m.avro");
+            let uri = format!("{folder}/{name}-m");
             let file = target.merge(&uri, spec, &merged).await.map_err(failed)?;
             if let Some(slot) = old.get_mut(*first) {
                 *slot = file;
@@ -441,10 +443,11 @@ impl Archive {
         }
         list.extend(old.into_iter().filter(manifests::has_live_files));
         fail::fail_point!("commit::before_manifest_list");
-        let list = target
+        let (uri, list) = target
             .list(&proposal.manifest_list, parent.head, list)
             .await
             .map_err(failed)?;
+        proposal.manifest_list = uri;
         fail::fail_point!("commit::after_manifest_list");
         self.check_rows(proposal, &list)?;
         Ok(list)
@@ -587,7 +590,7 @@ impl Archive {
     /// where it is not known to have landed: the table's next read tells.
     async fn move_on(&self, base: &Parent) -> bool {
         let commit_id = self.inner.deps.ids.uuid();
-        let proposal = self.propose(base, commit_id, base.ledger.clone(), Added::default());
+        let mut proposal = self.propose(base, commit_id, base.ledger.clone(), Added::default());
         let request = AppendRequest {
             advances: Vec::new(),
             files: Vec::new(),
@@ -595,7 +598,7 @@ impl Archive {
             reference_time: None,
         };
         let name = format!("{commit_id}-1");
-        if let Err(error) = self.store(base, &proposal, &name, &request).await {
+        if let Err(error) = self.store(base, &mut proposal, &name, &request).await {
             tracing::warn!(table = %self.inner.ident, %error, "cannot move the table on yet");
             return false;
         }

@@ -84,8 +84,11 @@ impl MemoryCatalog {
         clock: Arc<dyn Clock>,
         ids: Arc<dyn Ids>,
     ) -> Self {
+        let storage = Storage::from_store(store)
+            .within(warehouse)
+            .expect("a warehouse that a test names is a location");
         Self {
-            storage: Storage::from_store(store),
+            storage,
             warehouse: warehouse.to_owned(),
             clock,
             ids,
@@ -213,10 +216,11 @@ impl MemoryCatalog {
             Ok(metadata) => metadata,
             Err(error) => return CommitReply::Refused(error),
         };
-        let next = metadata::next_location(&metadata, Some(previous), self.ids.uuid());
-        if let Err(error) = metadata::write(&self.storage, &next, &metadata).await {
-            return CommitReply::Refused(error);
-        }
+        let chance = self.ids.uuid();
+        let next = match metadata::write(&self.storage, &metadata, Some(previous), chance).await {
+            Ok(next) => next,
+            Err(error) => return CommitReply::Refused(error),
+        };
         if self.swap(table, Some(previous), &next) {
             let now = loaded(table, Arc::new(metadata), next);
             self.state().written.insert(table.clone(), now.clone());
@@ -286,8 +290,8 @@ impl MemoryCatalog {
             };
         }
         let metadata = self.stamp(&metadata, 0)?;
-        let metadata_location = metadata::next_location(&metadata, None, self.ids.uuid());
-        metadata::write(&self.storage, &metadata_location, &metadata).await?;
+        let metadata_location =
+            metadata::write(&self.storage, &metadata, None, self.ids.uuid()).await?;
         if self.swap(&ident, None, &metadata_location) {
             Ok(CreateReply::Created(loaded(
                 &ident,

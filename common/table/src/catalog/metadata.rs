@@ -16,6 +16,7 @@ use uuid::Uuid;
 use super::{CatalogError, NewTable};
 use crate::files::is_table_file;
 use crate::schema::PROPERTY_TOPIC;
+use crate::sealed;
 use crate::storage::{Storage, StorageError, StorageErrorKind};
 
 /// Table property: where metadata files go, if not below the table's location.
@@ -109,17 +110,19 @@ pub(super) fn default_location(warehouse: &str, table: &TableIdent) -> String {
     )
 }
 
-/// The name of the metadata file that follows `previous`, which is `None` for a new table.
-pub(super) fn next_location(
+/// The name of the metadata file that follows `previous`, which is `None` for a new table. It tells what `bytes` it holds.
+fn next_location(
     metadata: &TableMetadata,
     previous: Option<&str>,
-    file: Uuid,
+    bytes: &[u8],
+    chance: Uuid,
 ) -> String {
     let version = previous.map_or(0, |previous| version_of(previous).saturating_add(1));
     let folder = match metadata.properties().get(METADATA_PATH) {
         Some(path) => path.trim_end_matches('/').to_owned(),
         None => format!("{}/metadata", metadata.location()),
     };
+    let file = sealed::metadata_uuid(&folder, bytes, chance);
     format!("{folder}/{version:05}-{file}.metadata.json")
 }
 
@@ -132,22 +135,24 @@ fn version_of(location: &str) -> u64 {
         .unwrap_or(0)
 }
 
-/// Stores a metadata file under a new name.
+/// Stores the metadata file that follows `previous`, which is `None` for a new table; gives its name, made unique by `chance`.
 pub(super) async fn write(
     storage: &Storage,
-    location: &str,
     metadata: &TableMetadata,
-) -> Result<(), CatalogError> {
-    let what = || format!("write {location}");
+    previous: Option<&str>,
+    chance: Uuid,
+) -> Result<String, CatalogError> {
     let bytes = serde_json::to_vec(metadata).map_err(|error| CatalogError::Refused {
-        what: what(),
+        what: format!("write metadata of {}", metadata.location()),
         message: "the metadata cannot be written as JSON".into(),
         source: Some(Box::new(error)),
     })?;
+    let location = next_location(metadata, previous, &bytes, chance);
     storage
-        .put(location, Bytes::from(bytes))
+        .put(&location, Bytes::from(bytes))
         .await
-        .map_err(|source| CatalogError::storage(what(), source))
+        .map_err(|source| CatalogError::storage(format!("write {location}"), source))?;
+    Ok(location)
 }
 
 /// Reads a metadata file, plain or gzip.
@@ -159,7 +164,9 @@ pub(super) async fn read(
         .get(location)
         .await
         .map_err(StorageOrParse::Storage)?;
-    parse(&bytes).map(Arc::new).map_err(StorageOrParse::Parse)
+    parse_named(location, &bytes)
+        .map(Arc::new)
+        .map_err(StorageOrParse::Parse)
 }
 
 /// Why a metadata file was not read; a catalog may look again at where it should be.
@@ -179,7 +186,16 @@ impl StorageOrParse {
     }
 }
 
-pub(crate) fn parse(bytes: &[u8]) -> Result<TableMetadata, super::Cause> {
+/// Reads the metadata file of this name.
+pub(crate) fn parse_named(uri: &str, bytes: &[u8]) -> Result<TableMetadata, super::Cause> {
+    if sealed::is_intact(uri, bytes) {
+        parse(bytes)
+    } else {
+        Err(sealed::DAMAGED.into())
+    }
+}
+
+fn parse(bytes: &[u8]) -> Result<TableMetadata, super::Cause> {
     let plain = unpack(bytes)?;
     // Anybody may have written them: that the library panics on some is no reason to end, but damage.
     std::panic::catch_unwind(|| serde_json::from_slice(&plain))
@@ -354,27 +370,42 @@ mod tests {
     #[test]
     fn metadata_files_count_on_from_whatever_name_came_before() {
         let table = metadata(&[]);
-        let id = Uuid::from_u128(1);
-        let first = next_location(&table, None, id);
-        assert_eq!(
-            first,
-            format!("s3://b/lake/t/metadata/00000-{id}.metadata.json")
-        );
-        let next = next_location(&table, Some(&first), id);
-        assert_eq!(
-            next,
-            format!("s3://b/lake/t/metadata/00001-{id}.metadata.json")
-        );
-        let foreign = next_location(&table, Some("s3://x/v3.gz.metadata.json"), id);
-        assert_eq!(
-            foreign,
-            format!("s3://b/lake/t/metadata/00001-{id}.metadata.json")
-        );
+        let named = |table: &TableMetadata, previous: Option<&str>, folder: &str, number: u32| {
+            let name = next_location(table, previous, b"{}", Uuid::from_u128(1));
+            let id = sealed::metadata_uuid(folder, b"{}", Uuid::from_u128(1));
+            assert_eq!(name, format!("{folder}/{number:05}-{id}.metadata.json"));
+            name
+        };
+        let folder = "s3://b/lake/t/metadata";
+        let first = named(&table, None, folder, 0);
+        named(&table, Some(&first), folder, 1);
+        named(&table, Some("s3://x/v3.gz.metadata.json"), folder, 1);
         let moved = metadata(&[(METADATA_PATH, "s3://meta/t/")]);
-        assert_eq!(
-            next_location(&moved, None, id),
-            format!("s3://meta/t/00000-{id}.metadata.json")
-        );
+        named(&moved, None, "s3://meta/t", 0);
+    }
+
+    #[test]
+    fn any_name_has_a_version_and_a_successor() {
+        let corpus = [
+            "s3://b/t/metadata/00007-x.metadata.json",
+            "v3.metadata.json",
+            "",
+        ];
+        everlog_hostile::feed_text("metadata name", &corpus, |name| {
+            let next = next_location(&metadata(&[]), Some(name), b"{}", Uuid::nil());
+            assert!(next.starts_with("s3://b/lake/t/metadata/"), "{next}");
+        });
+    }
+
+    #[test]
+    fn a_metadata_file_with_a_changed_byte_is_not_read() {
+        let bytes = serde_json::to_vec(&metadata(&[("k", "v")])).expect("json");
+        let name = next_location(&metadata(&[]), None, &bytes, Uuid::from_u128(1));
+        parse_named(&name, &bytes).expect("as it was written");
+        let changed = String::from_utf8_lossy(&bytes).replace("\"v\"", "\"w\"");
+        parse(changed.as_bytes()).expect("it is metadata all the same");
+        let error = parse_named(&name, changed.as_bytes()).expect_err("changed");
+        assert!(error.to_string().contains("checksum"), "{error}");
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub mod rest;
 mod server_time;
 pub mod sql;
 
-pub(crate) use metadata::{MetadataOwner, parse as parse_metadata};
+pub(crate) use metadata::{MetadataOwner, parse_named as parse_metadata};
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;

@@ -275,6 +275,20 @@ impl Catalog for RestCatalog {
     }
 }
 
+/// Reads bytes as every answer that there is.
+#[cfg(test)]
+pub(crate) fn read_every_answer(body: &bytes::Bytes, table: &TableIdent) {
+    let _ = protocol::decode::<protocol::Config>(body, "config");
+    let _ = protocol::decode::<ListTables>(body, "list");
+    let _ = protocol::decode::<protocol::Token>(body, "token").is_ok();
+    if let Ok(loaded) = protocol::decode::<LoadTable>(body, "load") {
+        let _ = loaded.into_loaded(table);
+    }
+    let (line, _) = client::explain(404, body);
+    assert!(!line.contains('\n'), "{line}");
+    let _ = auth::oauth_message(body);
+}
+
 fn unknown(what: &str, source: CatalogError) -> CatalogError {
     CatalogError::OutcomeUnknown {
         what: what.to_owned(),

@@ -47,6 +47,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn any_text_is_a_date_or_passed_over() {
+        everlog_hostile::feed_text("date", &["Tue, 14 Nov 2023 22:13:20 GMT"], |text| {
+            let time = ServerTime::default();
+            time.saw_date(Instant::now(), text);
+            let _ = time.at(Instant::now());
+        });
+    }
+
+    #[test]
     fn time_goes_on_from_the_latest_answer_and_old_ones_change_nothing() {
         let (start, s) = (Instant::now(), Duration::from_secs);
         let time = ServerTime::default();

@@ -74,6 +74,9 @@ impl SqlCatalog {
         let name = optional(properties, "name").unwrap_or("everlog");
         let limit = duration(properties, REQUEST_TIMEOUT, REQUEST_TIMEOUT_DEFAULT)?;
         let warehouse = absolute(warehouse, &storage)?;
+        let storage = storage
+            .within(&warehouse)
+            .map_err(|source| CatalogError::storage("open the warehouse", source))?;
         Ok(Self {
             database: Database::open(uri, name, limit, make).await?,
             warehouse,
@@ -226,8 +229,8 @@ impl Catalog for SqlCatalog {
                 Err(error)
             };
         }
-        let metadata_location = metadata::next_location(&metadata, None, self.ids.uuid());
-        metadata::write(&self.storage, &metadata_location, &metadata).await?;
+        let metadata_location =
+            metadata::write(&self.storage, &metadata, None, self.ids.uuid()).await?;
         match self
             .database
             .insert(&namespace, ident.name(), &metadata_location)
@@ -277,11 +280,12 @@ impl Catalog for SqlCatalog {
             Applied::Conflict => return CommitReply::Conflict,
             Applied::Refused(error) => return CommitReply::Refused(error),
         };
-        let next = metadata::next_location(&metadata, Some(previous), self.ids.uuid());
         // Before the swap, and durable: what the row names must be there even after a power cut.
-        if let Err(error) = metadata::write(&self.storage, &next, &metadata).await {
-            return CommitReply::Refused(error);
-        }
+        let chance = self.ids.uuid();
+        let next = match metadata::write(&self.storage, &metadata, Some(previous), chance).await {
+            Ok(next) => next,
+            Err(error) => return CommitReply::Refused(error),
+        };
         let namespace = dotted(base.ident.namespace());
         match self
             .database

@@ -307,3 +307,24 @@ fn from_raw(bytes: &[u8]) -> Option<Vec<RawHeader<'_>>> {
     }
     rest.is_empty().then_some(headers)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn raw_headers_are_read_back_or_refused() {
+        let two: [RawHeader<'_>; 2] = [(b"key", Some(b"value")), (b"\xff", None)];
+        let two = to_raw(two.into_iter());
+        let corpus: [&[u8]; 3] = [
+            &two,
+            &[0; 4],
+            &[1, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff],
+        ];
+        everlog_hostile::feed("headers_raw", &corpus, |bytes| {
+            if let Some(headers) = from_raw(bytes) {
+                assert_eq!(to_raw(headers.into_iter()), bytes);
+            }
+        });
+    }
+}

@@ -906,7 +906,7 @@ fn gone(error: &MetadataError) -> bool {
 
 async fn read_metadata(storage: &Storage, uri: &str) -> Result<TableMetadata, MetadataError> {
     let bytes = storage.get(uri).await.map_err(MetadataError::Storage)?;
-    crate::catalog::parse_metadata(&bytes).map_err(|source| MetadataError::Parse {
+    crate::catalog::parse_metadata(uri, &bytes).map_err(|source| MetadataError::Parse {
         uri: uri.to_owned(),
         source,
     })

@@ -105,7 +105,7 @@ fn footer_len(file: &PlannedFile, tail: &[u8]) -> Result<usize, ScanError> {
     }
 }
 
-fn parse(file: &PlannedFile, footer: &[u8]) -> Result<FileFooter, ScanError> {
+pub(crate) fn parse(file: &PlannedFile, footer: &[u8]) -> Result<FileFooter, ScanError> {
     let corrupt = |what: String| ScanError::corrupt(&file.path, what);
     let sealed = footer::sealed(footer);
     if sealed == Some(false) {
@@ -131,13 +131,14 @@ fn parse(file: &PlannedFile, footer: &[u8]) -> Result<FileFooter, ScanError> {
         let options = ArrowReaderOptions::new().with_schema(schema);
         ArrowReaderMetadata::try_new(Arc::clone(&parquet), options).map_err(unreadable)?
     };
-    let row_groups = parquet
+    let row_groups: Vec<RowGroupInfo> = parquet
         .row_groups()
         .iter()
         .enumerate()
         .map(|(index, row_group)| describe(index, row_group, &columns, &parquet))
         .collect::<Result<_, _>>()
         .map_err(corrupt)?;
+    check_bounds(file, &row_groups).map_err(corrupt)?;
     let (ranges, own) = match marks {
         Some(Marks {
             topic,
@@ -183,6 +184,51 @@ fn check_layout(
         return Err(format!(
             "its row groups have {rows} rows, its footer says {total}, its manifest {}",
             file.rows
+        ));
+    }
+    Ok(())
+}
+
+/// A file was chosen, or passed over, by what its manifest says of it: where its footer says otherwise, rows that were asked
+/// for would be missing without a trace.
+fn check_bounds(file: &PlannedFile, row_groups: &[RowGroupInfo]) -> Result<(), String> {
+    fn lie_in<T: PartialOrd + Copy>(inner: (T, T), outer: (T, T)) -> bool {
+        outer.0 <= inner.0 && inner.1 <= outer.1
+    }
+    let Some(outer) = &file.bounds else {
+        return Ok(());
+    };
+    for group in row_groups.iter().filter(|group| group.rows > 0) {
+        let Some(inner) = &group.bounds else {
+            continue;
+        };
+        let differs = if !lie_in(inner.generation, outer.generation) {
+            "generations"
+        } else if !lie_in(inner.partition, outer.partition) {
+            "partitions"
+        } else if !lie_in(inner.offset, outer.offset) {
+            "offsets"
+        } else if outer.timestamps_known
+            && !inner
+                .timestamp_us
+                .is_none_or(|inner| outer.timestamp_us.is_some_and(|outer| lie_in(inner, outer)))
+        {
+            "timestamps"
+        } else {
+            continue;
+        };
+        return Err(format!(
+            "footer: row group {} has {differs} that are outside of what the manifest says of the file (offsets {} to {} \
+             of partitions {} to {}, not {} to {} of {} to {})",
+            group.index,
+            inner.offset.0,
+            inner.offset.1,
+            inner.partition.0,
+            inner.partition.1,
+            outer.offset.0,
+            outer.offset.1,
+            outer.partition.0,
+            outer.partition.1,
         ));
     }
     Ok(())

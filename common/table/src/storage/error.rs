@@ -60,6 +60,16 @@ pub enum StorageError {
         /// What is wrong with it.
         message: String,
     },
+    /// The URI leads out of where a table's files may be.
+    #[error(
+        "storage: {uri} is outside of {folder}, where the table's files are; if it is to be used all the same, name its folder in catalog.\"everlog.storage.allowed-locations\""
+    )]
+    Outside {
+        /// The URI.
+        uri: String,
+        /// The folder that it should be in.
+        folder: String,
+    },
     /// A property is missing or wrong.
     #[error("[catalog] {key}: {message}")]
     Property {
@@ -104,7 +114,9 @@ impl StorageError {
             Self::NotFound { .. } => StorageErrorKind::NotFound,
             Self::Unauthorized { .. } => StorageErrorKind::Unauthorized,
             Self::Length { .. } => StorageErrorKind::Corrupt,
-            Self::Location { .. } | Self::Property { .. } => StorageErrorKind::Invalid,
+            Self::Location { .. } | Self::Outside { .. } | Self::Property { .. } => {
+                StorageErrorKind::Invalid
+            }
             Self::Credentials { .. } | Self::Sync { .. } => StorageErrorKind::Transient,
             Self::Store { source, .. } => match **source {
                 object_store::Error::InvalidPath { .. }

@@ -107,6 +107,13 @@ impl Location {
         })
     }
 
+    /// Whether `other` is this folder, or something below it.
+    pub(super) fn contains(&self, other: &Self) -> bool {
+        self.scheme == other.scheme
+            && bucket(self) == bucket(other)
+            && (self.key.is_root() || other.key.prefix_matches(&self.key))
+    }
+
     /// The URI of another key of the same store, written like this one.
     pub(super) fn uri_of(&self, key: &Path) -> String {
         let key = key.as_ref().get(self.key_skip..).unwrap_or_default();
@@ -120,7 +127,39 @@ fn prefix_of(uri: &str, key: &str) -> String {
     uri.strip_suffix(key).unwrap_or(uri).to_owned()
 }
 
+/// One container has two names for its account's host, `….dfs.…` and `….blob.…`.
+fn bucket(location: &Location) -> &str {
+    let authority = location.authority.as_str();
+    match (location.scheme, authority.split_once('@')) {
+        (Scheme::Azure, Some((container, host))) => {
+            let account = host.split('.').next().unwrap_or(host);
+            authority
+                .get(..container.len() + 1 + account.len())
+                .unwrap_or(authority)
+        }
+        _ => authority,
+    }
+}
+
+/// What a server, a proxy or a file system may take for `.` or `..` after decoding is no part of a name.
+fn climbs(key: &str) -> bool {
+    key.split('/')
+        .filter(|part| part.contains('%'))
+        .any(|part| {
+            let decoded = percent_encoding::percent_decode_str(part).decode_utf8_lossy();
+            decoded
+                .split(['/', '\\'])
+                .any(|part| matches!(part, "." | ".."))
+        })
+}
+
 fn parse_key(uri: &str, key: &str) -> Result<Path, StorageError> {
+    if climbs(key) {
+        return Err(refused(
+            uri,
+            "has a part that decodes to `.` or `..`".into(),
+        ));
+    }
     Path::parse(key).map_err(|error| refused(uri, format!("is not usable: {error}")))
 }
 
@@ -176,9 +215,71 @@ mod tests {
             "s3:///x",
             "s3://b/a//b",
             "/a/../b",
+            "/a/./b",
+            "s3://b/a/../../c/x",
+            "s3://b/a/%2e%2e/x",
+            "s3://b/a/%2E./x",
+            "s3://b/a/..%2fx",
+            "s3://b/a/x%5c..%5Cy",
+            "file:///a/%2e%2e/%2e%2e/etc/passwd",
+            "file:../x",
         ] {
             let error = Location::parse(uri).expect_err(uri);
             assert!(error.to_string().contains(uri), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_folder_contains_itself_and_what_is_below_it_in_the_same_store() {
+        let location = |uri: &str| Location::parse(uri).expect(uri);
+        let cases = [
+            (
+                "s3://b/t",
+                &["s3://b/t", "s3a://b/t/x", "s3n://b/t/x/y", "s3://b/t/"][..],
+            ),
+            ("s3://b", &["s3://b/x"]),
+            (
+                "file:///lake/t",
+                &["/lake/t/x", "file:/lake/t/x", "file://localhost/lake//t/x"],
+            ),
+            (
+                "abfss://c@a.dfs.core.windows.net/t",
+                &["wasbs://c@a.blob.core.windows.net/t/x"],
+            ),
+        ];
+        for (folder, inside) in cases {
+            for uri in inside {
+                assert!(location(folder).contains(&location(uri)), "{folder} {uri}");
+            }
+        }
+        let cases = [
+            (
+                "s3://b/t",
+                &[
+                    "s3://b/t2/x",
+                    "s3://b/x",
+                    "s3://b",
+                    "s3://c/t/x",
+                    "gs://b/t/x",
+                    "/b/t/x",
+                ][..],
+            ),
+            (
+                "file:///lake/t",
+                &["/lake/t2/x", "/etc/passwd", "/lake", "s3://lake/t/x"],
+            ),
+            (
+                "abfss://c@a.dfs.core.windows.net/t",
+                &[
+                    "abfss://c@other.dfs.core.windows.net/t/x",
+                    "abfss://d@a.dfs.core.windows.net/t/x",
+                ],
+            ),
+        ];
+        for (folder, outside) in cases {
+            for uri in outside {
+                assert!(!location(folder).contains(&location(uri)), "{folder} {uri}");
+            }
         }
     }
 
@@ -226,7 +327,7 @@ mod tests {
                 "abfss://c@a.dfs.core.windows.net/",
             ]),
         ) {
-            proptest::prop_assume!(parts.iter().all(|part| part != "." && part != ".."));
+            proptest::prop_assume!(parts.iter().all(|part| part != "." && part != ".." && !climbs(part)));
             let uri = format!("{base}{}", parts.join("/"));
             let location = Location::parse(&uri).expect("uri");
             proptest::prop_assert_eq!(location.uri_of(&location.key), uri.clone());

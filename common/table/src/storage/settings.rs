@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::StorageError;
+use super::location::Location;
 
 /// Bounds on every request to a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +17,8 @@ pub(super) struct StorageSettings {
     pub(super) retry_timeout: Duration,
     /// Repetitions of one request.
     pub(super) max_retries: usize,
+    /// Where files may be besides a table's own folder.
+    pub(super) allowed: Vec<String>,
 }
 
 impl Default for StorageSettings {
@@ -25,6 +28,7 @@ impl Default for StorageSettings {
             request_timeout: Duration::from_mins(1),
             retry_timeout: Duration::from_mins(2),
             max_retries: 8,
+            allowed: Vec::new(),
         }
     }
 }
@@ -46,6 +50,7 @@ impl StorageSettings {
                     .parse()
                     .map_err(|_| property(MAX_RETRIES, format!("`{value}` is not a number")))?,
             },
+            allowed: allowed(properties)?,
         })
     }
 }
@@ -54,6 +59,25 @@ const CONNECT_TIMEOUT: &str = "everlog.storage.connect-timeout";
 const REQUEST_TIMEOUT: &str = "everlog.storage.request-timeout";
 const RETRY_TIMEOUT: &str = "everlog.storage.retry-timeout";
 const MAX_RETRIES: &str = "everlog.storage.max-retries";
+
+/// See [`StorageSettings::allowed`].
+pub(super) const ALLOWED: &str = "everlog.storage.allowed-locations";
+
+fn allowed(properties: &BTreeMap<String, String>) -> Result<Vec<String>, StorageError> {
+    let listed = properties.get(ALLOWED).map_or("", String::as_str);
+    let listed = listed
+        .split(',')
+        .map(str::trim)
+        .filter(|uri| !uri.is_empty());
+    let checked = |uri: &str| match Location::parse(uri) {
+        Ok(_) => Ok(uri.to_owned()),
+        Err(error) => Err(property(
+            ALLOWED,
+            format!("{error}; give URIs of folders, with commas in between"),
+        )),
+    };
+    listed.map(checked).collect()
+}
 
 fn property(key: &str, message: String) -> StorageError {
     StorageError::Property {
@@ -104,6 +128,20 @@ mod tests {
             "18446744073709551615h",
         ] {
             assert!(parse_duration(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn allowed_locations_are_a_list_of_folders() {
+        let parse = |value: &str| {
+            let properties = BTreeMap::from([(ALLOWED.to_owned(), value.to_owned())]);
+            StorageSettings::parse(&properties).map(|settings| settings.allowed)
+        };
+        assert_eq!(parse("").expect("none"), Vec::<String>::new());
+        assert_eq!(parse("s3://a/b, /c,").expect("two"), ["s3://a/b", "/c"]);
+        for wrong in ["lake", "s3://a/../b", "ftp://x/y"] {
+            let error = parse(wrong).expect_err(wrong).to_string();
+            assert!(error.contains(ALLOWED) && error.contains(wrong), "{error}");
         }
     }
 

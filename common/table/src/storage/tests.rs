@@ -529,3 +529,74 @@ async fn what_an_interrupted_write_left_beside_a_name_goes_by_age_and_nothing_el
         .expect("nothing there");
     assert_eq!(removed, Removed::default());
 }
+
+#[tokio::test]
+async fn nothing_outside_of_a_folder_is_read_written_listed_or_deleted() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| format!("file://{}/{name}", folder.path().display());
+    let properties =
+        BTreeMap::from([("everlog.storage.allowed-locations".to_owned(), at("shared"))]);
+    let everywhere = Storage::from_properties(&properties).expect("a storage");
+    let bytes = || Bytes::from_static(b"rows");
+    let outside = [
+        at("other/x.parquet"),
+        at("t2/x.parquet"),
+        at("x.parquet"),
+        format!("{}/t/../other/x.parquet", at("")),
+        at("t/%2e%2e/other/x.parquet"),
+        at("t/..%2Fother/x.parquet"),
+        at("t/a%5c..%5c..%5cother/x.parquet"),
+        "/etc/hostname".to_owned(),
+        "file:/etc/hostname".to_owned(),
+        "s3://bucket/t/x.parquet".to_owned(),
+        "ftp://bucket/t/x.parquet".to_owned(),
+    ];
+    for uri in [at("other/x.parquet"), at("t2/x.parquet"), at("x.parquet")] {
+        everywhere.put(&uri, bytes()).await.expect("stored");
+    }
+    let table = everywhere.within(&at("t")).expect("a folder");
+    for uri in &outside {
+        let refused = |error: StorageError| {
+            assert_eq!(error.kind(), StorageErrorKind::Invalid, "{error}");
+            assert!(error.to_string().contains(uri.as_str()), "{error}");
+        };
+        refused(table.get(uri).await.expect_err(uri));
+        refused(table.get_range(uri, 0..1).await.expect_err(uri));
+        refused(table.get_ranges(uri, &[0..1, 2..3]).await.expect_err(uri));
+        refused(table.size(uri).await.expect_err(uri));
+        refused(table.exists(uri).await.expect_err(uri));
+        refused(table.put(uri, bytes()).await.expect_err(uri));
+        refused(table.writer(uri).expect_err(uri));
+        refused(table.delete(uri).await.expect_err(uri));
+        refused(table.list(uri).map(drop).expect_err(uri));
+        refused(
+            table
+                .remove_staged(uri, Millis(i64::MAX))
+                .await
+                .expect_err(uri),
+        );
+        let io = table.file_io();
+        assert!(
+            io.new_input(uri).expect("a name").read().await.is_err(),
+            "{uri}"
+        );
+    }
+    table.list(&at("")).map(drop).expect_err("the folder above");
+    for uri in [at("other/x.parquet"), at("t2/x.parquet"), at("x.parquet")] {
+        assert_eq!(everywhere.get(&uri).await.expect("still there"), bytes());
+    }
+    for uri in [
+        at("t/data/a.parquet"),
+        at("shared/b.parquet"),
+        format!("{}/t/c.parquet", folder.path().display()),
+    ] {
+        table.put(&uri, bytes()).await.expect("inside");
+        assert_eq!(table.get(&uri).await.expect("inside"), bytes());
+        table.delete(&uri).await.expect("inside");
+    }
+    // a folder within is as wide as both allow
+    table.within(&at("t/data")).expect("inside");
+    table.within(&at("shared/x")).expect("allowed");
+    let error = table.within(&at("other")).map(drop).expect_err("outside");
+    assert!(error.to_string().contains("allowed-locations"), "{error}");
+}

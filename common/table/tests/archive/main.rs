@@ -9,6 +9,7 @@ mod accept;
 mod append;
 mod foreign;
 mod leases;
+mod locations;
 mod maintenance;
 mod model;
 mod rig;

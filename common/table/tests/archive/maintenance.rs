@@ -506,7 +506,7 @@ async fn a_data_folder_that_other_tables_may_share_is_not_searched() {
     used_table(&rig).await;
     let archive = rig.process().await;
     let table = rig.load().await;
-    let storage = archive.storage().await.expect("a store");
+    let storage = rig.catalog.storage_for(&table).expect("a store");
     let put = |uri: String| {
         let storage = storage.clone();
         async move {

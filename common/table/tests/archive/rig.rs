@@ -106,6 +106,10 @@ impl Rig {
         loaded.expect("a table")
     }
 
+    pub fn clock_now(&self) -> i64 {
+        self.clock.now().0
+    }
+
     /// Adds rows per partition to what a ledger holds, in one file.
     pub async fn request(&self, ledger: &Ledger, rows: &[(i32, u64)]) -> AppendRequest {
         let advances: Vec<Advance> = rows
@@ -301,8 +305,8 @@ impl Rig {
             snapshot_id,
         };
         let parent_id = metadata.current_snapshot_id();
-        let list = target
-            .list(&path("list.avro"), parent_id, list)
+        let (list_path, list) = target
+            .list(&path("list"), parent_id, list)
             .await
             .expect("written");
         let totals = manifests::totals(&list).expect("counts");
@@ -315,7 +319,7 @@ impl Rig {
             .with_parent_snapshot_id(parent_id)
             .with_sequence_number(metadata.next_sequence_number())
             .with_timestamp_ms(self.clock.now().0.max(metadata.last_updated_ms()))
-            .with_manifest_list(path("list.avro"))
+            .with_manifest_list(list_path)
             .with_summary(Summary {
                 operation: change.operation,
                 additional_properties: properties,

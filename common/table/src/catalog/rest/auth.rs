@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::super::CatalogError;
 use super::super::properties::{optional, wrong};
-use super::client::{read_body, shown};
+use super::client::{advised, read_body, shown};
 use super::protocol::{self, Token};
 
 /// Asked for where no `scope` is given.
@@ -182,7 +182,7 @@ impl Credential {
         let what = format!("get a token from {}", shown(&self.token_uri));
         let unavailable = |error: reqwest::Error| CatalogError::Unavailable {
             what: what.clone(),
-            source: Box::new(error.without_url()),
+            source: advised(error.without_url()),
         };
         let sent = http.post(&self.token_uri).form(&self.form).send().await;
         let answer = sent.map_err(unavailable)?;
@@ -234,7 +234,7 @@ fn denied(what: String, status: u16, message: Option<String>) -> CatalogError {
 
 /// OAuth2 errors have `error` and `error_description`; nothing else of the body is shown, it might repeat the secret.
 /// None where there is no `error`: a catalog's own token endpoint may answer with its own form of it, or something else.
-fn oauth_message(body: &Bytes) -> Option<String> {
+pub(super) fn oauth_message(body: &Bytes) -> Option<String> {
     let json: serde_json::Value = serde_json::from_slice(body).ok()?;
     let text = |json: &serde_json::Value, key: &str| {
         let text = json.get(key).and_then(serde_json::Value::as_str);

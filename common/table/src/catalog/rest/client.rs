@@ -361,7 +361,7 @@ impl Client {
             }),
             Err(error) if error.is_connect() => Answer::NotSent(CatalogError::Unavailable {
                 what: request.what.to_owned(),
-                source: Box::new(error),
+                source: advised(error),
             }),
             Err(error) => Answer::Lost(Box::new(error)),
         }
@@ -377,6 +377,33 @@ fn idempotency_header(key: Uuid, sent: u8) -> Uuid {
         *last ^= sent;
     }
     super::super::as_version_7(bytes)
+}
+
+/// No certificate of the other side is accepted but one that can be checked.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the server's certificate must be of an authority that this system trusts (or that is in the file which SSL_CERT_FILE \
+     names), for the host name in the address, and not expired"
+)]
+struct Untrusted {
+    #[source]
+    source: reqwest::Error,
+}
+
+/// The error of a request that was not sent, with what to do about it where that is known.
+pub(super) fn advised(error: reqwest::Error) -> super::super::Cause {
+    let mut cause = std::error::Error::source(&error);
+    while let Some(error) = cause {
+        if error.to_string().contains("invalid peer certificate") {
+            break;
+        }
+        cause = error.source();
+    }
+    if cause.is_some() {
+        Box::new(Untrusted { source: error })
+    } else {
+        Box::new(error)
+    }
 }
 
 /// A URI as it may be shown: without a name and a password.
@@ -429,7 +456,7 @@ async fn read_answer(response: reqwest::Response) -> Answer {
 }
 
 /// An error answer in one line, and whether it is the protocol's.
-fn explain(status: u16, body: &[u8]) -> (String, bool) {
+pub(super) fn explain(status: u16, body: &[u8]) -> (String, bool) {
     match serde_json::from_slice::<ErrorBody>(body) {
         Ok(ErrorBody { error }) => {
             let kind = error.kind.unwrap_or_default();

@@ -718,39 +718,23 @@ impl Drop for Queue {
     }
 }
 
-/// What a callback of [`Queue::consume`] wants next.
+/// A message that is given back at the end, also of a panic.
+struct GivenBack(NonNull<sys::rd_kafka_message_t>);
+
+impl Drop for GivenBack {
+    fn drop(&mut self) {
+        // SAFETY: it came from the client and is given back once.
+        unsafe { sys::rd_kafka_message_destroy(self.0.as_ptr()) };
+    }
+}
+
+/// What a receiver of [`Queue::consume`] wants next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Flow {
     /// The next message, if it is there.
     On,
     /// No more now; the rest stays in the queue.
     Stop,
-}
-
-struct Consumer<'a, F> {
-    each: &'a mut F,
-    rk: *mut sys::rd_kafka_t,
-}
-
-/// # Safety
-/// Called by librdkafka from [`Queue::consume`] with its opaque.
-unsafe extern "C" fn on_message<F: FnMut(&Message<'_>) -> Flow>(
-    message: *mut sys::rd_kafka_message_t,
-    opaque: *mut c_void,
-) {
-    // SAFETY: the opaque is the Consumer that `consume` holds exclusively during the call; the message is valid until
-    // this returns, and the wrapper cannot outlive the call.
-    unsafe {
-        let (Some(consumer), Some(message)) = (
-            opaque.cast::<Consumer<'_, F>>().as_mut(),
-            NonNull::new(message),
-        ) else {
-            return;
-        };
-        if (consumer.each)(&Message::new(message)) == Flow::Stop {
-            sys::rd_kafka_yield(consumer.rk);
-        }
-    }
 }
 
 impl Queue {
@@ -784,21 +768,28 @@ impl Queue {
     }
 
     /// Hands what is there to `each`, after waiting at most `wait` for the first. A message lives only during the call.
-    /// Unlike the batch call, this leaves the client's position right at the end of a partition.
+    ///
+    /// One call a message, on purpose. The two interfaces that take many at once move the client's position, from which it
+    /// goes on after a pause or a rebalance, over records that they never gave: the one for batches by an end that it
+    /// reports, the one with a callback by the marker of a transaction whose records it has just dropped as outdated
+    /// (`rd_kafka_op_handle_std` in librdkafka 2.12.1 looks at no version, this call does before it).
     pub(super) fn consume<F: FnMut(&Message<'_>) -> Flow>(&self, wait: Duration, each: &mut F) {
-        let mut consumer = Consumer {
-            each,
-            rk: self.client.ptr(),
-        };
-        // SAFETY: the queue is valid and holds nothing but messages of consumers; `consumer` lives during the call and
-        // is used by the callback alone.
-        unsafe {
-            sys::rd_kafka_consume_callback_queue(
-                self.ptr(),
-                millis(wait),
-                Some(on_message::<F>),
-                (&raw mut consumer).cast(),
-            );
+        let mut wait = millis(wait);
+        loop {
+            // SAFETY: the queue is valid and holds nothing but messages of consumers; a message is ours until it is
+            // destroyed, once, and the wrapper does not outlive it.
+            let flow = unsafe {
+                let Some(message) = NonNull::new(sys::rd_kafka_consume_queue(self.ptr(), wait))
+                else {
+                    return;
+                };
+                let given = GivenBack(message);
+                each(&Message::new(given.0))
+            };
+            if flow == Flow::Stop {
+                return;
+            }
+            wait = 0;
         }
     }
 

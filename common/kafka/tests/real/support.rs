@@ -25,7 +25,7 @@ use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseProducer, Producer as _, ProducerContext};
 use rdkafka_sys as sys;
 
-const WAIT: Duration = Duration::from_secs(30);
+pub const WAIT: Duration = Duration::from_secs(30);
 
 /// A running broker. The watcher holds its standard input open: when this process ends, however it ends, the watcher
 /// stops the broker and removes its folder.

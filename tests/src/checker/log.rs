@@ -76,6 +76,35 @@ impl PartitionLog {
         cuts.any(|cut| offset >= cut.end && version.epoch >= cut.epoch)
     }
 
+    /// The same, where a ledger that is at `next` with a leader epoch of its own is past the cut, and of a leader before it:
+    /// nothing can be archived behind that, and the archiver has to stop there.
+    pub(super) fn is_beyond_reach(
+        &self,
+        offset: i64,
+        version: &Version,
+        next: i64,
+        leader_epoch: Option<i32>,
+    ) -> bool {
+        self.cuts.iter().any(|cut| {
+            offset >= cut.end
+                && version.epoch >= cut.epoch
+                && next > cut.end
+                && leader_epoch.is_some_and(|epoch| epoch < cut.epoch)
+        })
+    }
+
+    /// Whether one of these records is one that a truncation cut off, at the cut or behind it.
+    pub(super) fn has_lost_one_of(&self, given: &BTreeMap<i64, u64>, offset: i64) -> bool {
+        let cuts = self.cuts.iter().filter(|cut| cut.end <= offset);
+        let Some(from) = cuts.map(|cut| cut.end).min() else {
+            return false;
+        };
+        given.range(from..).any(|(at, digest)| {
+            let version = self.versions(*at).iter().find(|v| v.digest == *digest);
+            version.is_some_and(|v| v.is_truncated)
+        })
+    }
+
     /// The same, from the log's start on: what a consumer gets now.
     pub(super) fn visible(&self, from: i64, to: i64) -> impl Iterator<Item = (i64, &Version)> {
         self.kept(from.max(self.log_start), to.min(self.stable_end()))

@@ -255,10 +255,15 @@ impl Runs {
                 continue;
             }
             let given = state.rows.get(&(generation, partition)).unwrap_or(&nothing);
+            let era = ledger.generations.get(&Generation(generation));
+            let entry = era.and_then(|era| era.partitions.get(&Partition::new(partition).ok()?));
             for (offset, version) in log.visible(0, i64::MAX) {
-                // Where what was cut off is archived, what came in its place is not: see docs/testing.md, *Limits*.
-                let is_instead =
-                    log.is_replacement(offset, version) && !given.contains_key(&offset);
+                // Where what was cut off is archived or was given, what came in its place is not.
+                let is_instead = !given.contains_key(&offset)
+                    && (log.has_lost_one_of(given, offset)
+                        || entry.is_some_and(|e| {
+                            log.is_beyond_reach(offset, version, e.next.get(), e.leader_epoch)
+                        }));
                 let holds = is_instead || given.get(&offset) == Some(&version.digest);
                 findings.check(Rule::R11, holds, || {
                     format!("run {run}: {topic}-{partition} offset {offset} is in the log, and was not given")

@@ -365,7 +365,12 @@ impl Tables {
                     let archived = table.archived.get(&key).unwrap_or(&nothing);
                     for (offset, version) in log.visible(entry.first.get(), entry.next.get()) {
                         let holds = archived.rows.contains_key(&offset)
-                            || log.is_replacement(offset, version);
+                            || log.is_beyond_reach(
+                                offset,
+                                version,
+                                entry.next.get(),
+                                entry.leader_epoch,
+                            );
                         findings.check(Rule::R1, holds, || {
                             format!(
                                 "{topic}-{partition}: offset {offset} is in the log, and is not archived, the ledger is at {}",
@@ -575,7 +580,7 @@ impl PartitionState<'_> {
                 continue;
             }
             // What was cut off before is archived, so that what came instead is not.
-            let was_replaced = log.is_replacement(offset, version);
+            let was_replaced = log.is_beyond_reach(offset, version, next, entry.leader_epoch);
             findings.check(Rule::R1, was_replaced, || {
                 format!(
                     "{}: offset {offset} is not archived, and in no gap; the ledger is at {next}",

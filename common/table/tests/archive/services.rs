@@ -266,7 +266,6 @@ async fn orphans_on_a_real_s3_server_go_page_after_page_and_live_files_stay() {
         lake.append(&archive, round, 50).await;
     }
     let ledger = archive.state().await.expect("a state").ledger;
-    let storage = archive.storage().await.expect("a store");
     let location = archive
         .state()
         .await

@@ -58,6 +58,7 @@ pub struct Unsound {
 #[derive(Debug)]
 pub struct Buffer {
     base: Option<Entry>,
+    began_under: Option<i32>,
     position: Offset,
     pending: Pending,
     in_flight: Option<InFlight>,
@@ -85,6 +86,7 @@ impl Buffer {
     pub fn new(start: &Start) -> Self {
         Self {
             base: start.base,
+            began_under: start.began_under,
             position: start.offset,
             pending: Pending {
                 gap: start.gap,
@@ -184,6 +186,7 @@ impl Buffer {
         Some(Cut {
             partition,
             base: self.base,
+            began_under: self.began_under,
             gap: pending.gap,
             range: pending.range,
             batches: pending.batches,
@@ -236,6 +239,7 @@ impl Pending {
 pub struct Cut {
     partition: Partition,
     base: Option<Entry>,
+    began_under: Option<i32>,
     gap: Option<Segment>,
     range: Option<OffsetRange>,
     batches: Vec<EventColumns>,
@@ -279,6 +283,11 @@ impl Cut {
                 .and_then(|row| columns.row(row).leader_epoch),
             None => self.base.and_then(|b| b.leader_epoch),
         }
+    }
+
+    /// The epoch of the leader that was there before reading began.
+    pub const fn began_under(&self) -> Option<i32> {
+        self.began_under
     }
 
     /// The timestamps' extent, in milliseconds, for the lag; not for decisions.

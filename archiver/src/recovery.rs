@@ -193,6 +193,8 @@ pub struct Start {
     pub base: Option<Entry>,
     /// What the next advance begins with: an interval that Kafka no longer has.
     pub gap: Option<Segment>,
+    /// The epoch of the leader that was there before anything was read, where it said so.
+    pub began_under: Option<i32>,
 }
 
 /// What becomes of a partition.
@@ -250,6 +252,7 @@ pub fn partition(facts: PartitionFacts<'_>) -> Decision {
             },
             leader_epoch: None,
             base: None,
+            began_under: bounds.leader_epoch,
             gap: None,
         });
     };
@@ -259,6 +262,7 @@ pub fn partition(facts: PartitionFacts<'_>) -> Decision {
             offset: next,
             leader_epoch: None,
             base: Some(entry),
+            began_under: bounds.leader_epoch,
             gap: None,
         });
     }
@@ -288,6 +292,7 @@ pub fn partition(facts: PartitionFacts<'_>) -> Decision {
             offset: next,
             leader_epoch: entry.leader_epoch,
             base: Some(entry),
+            began_under: bounds.leader_epoch,
             gap: None,
         }),
         Ok(missing) if Mutant::GapTooLong.is_planted() && facts.on_gap == OnGap::Record => {
@@ -295,6 +300,7 @@ pub fn partition(facts: PartitionFacts<'_>) -> Decision {
                 offset: missing.end().next(),
                 leader_epoch: None,
                 base: Some(entry),
+                began_under: bounds.leader_epoch,
                 gap: Some(Segment::Gap {
                     start: missing.start(),
                     end: Some(missing.end().next()),
@@ -309,6 +315,7 @@ pub fn partition(facts: PartitionFacts<'_>) -> Decision {
                 offset: bounds.log_start,
                 leader_epoch: None,
                 base: Some(entry),
+                began_under: bounds.leader_epoch,
                 gap: Some(Segment::Gap {
                     start: missing.start(),
                     end: Some(missing.end()),
@@ -335,6 +342,8 @@ pub struct CommitFacts {
     pub high_watermark: Offset,
     /// The epoch of the leader that told the high watermark, where it says so.
     pub leaders_epoch: Option<i32>,
+    /// The epoch of the leader that was there before reading began (see [`Start::began_under`]).
+    pub began_under: Option<i32>,
 }
 
 /// Whether a batch may be committed.
@@ -342,9 +351,12 @@ pub struct CommitFacts {
 pub enum CommitCheck {
     /// It may; with the epoch that the ledger keeps: only one that provably reaches to the batch's end, since a later
     /// leader's control records behind the last row would make it look truncated ever after. Where the last row's does not,
-    /// it is the present leader's, whose log does: without any, a log that is cut below the end and grows again would
+    /// it is the leader's under whom all of it was read: without any, a log that is cut below the end and grows again would
     /// not be noticed.
     Sound(Option<i32>),
+    /// Behind what the last row's epoch reaches to there are only offsets without rows, and leaders changed while they were
+    /// read: an unclean one may have records there. To be read again, from the ledger.
+    Unproven,
     /// The log was cut below what the batch holds.
     Truncated(Truncation),
     /// The broker's answers contradict each other: ask again.
@@ -383,8 +395,15 @@ pub fn before_commit(facts: CommitFacts) -> CommitCheck {
     if reaches {
         return CommitCheck::Sound(facts.leader_epoch);
     }
-    let is_later = |epoch: &i32| facts.leader_epoch.is_none_or(|of_row| *epoch >= of_row);
-    CommitCheck::Sound(facts.leaders_epoch.filter(is_later))
+    match facts.leaders_epoch {
+        // brokers that do not tell: nothing can be proven then, nor later
+        None => CommitCheck::Sound(None),
+        // one leader all the time: answers may be old, and then name an older one
+        Some(now) if facts.began_under == Some(now) && facts.leader_epoch <= Some(now) => {
+            CommitCheck::Sound(Some(now))
+        }
+        Some(_) => CommitCheck::Unproven,
+    }
 }
 
 #[cfg(test)]

@@ -37,6 +37,7 @@ fn start(base: Option<Entry>, at: i64, gap: Option<Segment>) -> Start {
         offset: offset(at),
         leader_epoch: None,
         base,
+        began_under: None,
         gap,
     }
 }

@@ -301,6 +301,7 @@ mod tests {
             offset: o(from),
             leader_epoch: None,
             base: entry,
+            began_under: None,
             gap: None,
         });
         if position > from {

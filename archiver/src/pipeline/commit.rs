@@ -84,6 +84,8 @@ pub(crate) struct Report {
     pub(crate) truncated: BTreeMap<Partition, Truncation>,
     /// Partitions that no broker answered for (no leader): what was read of them is unchecked, and was not committed.
     pub(crate) unanswered: BTreeSet<Partition>,
+    /// Partitions of which something has to be read again, since leaders changed meanwhile.
+    pub(crate) unproven: BTreeSet<Partition>,
     pub(crate) end: End,
 }
 
@@ -116,6 +118,7 @@ impl Report {
             fenced: BTreeMap::new(),
             truncated: BTreeMap::new(),
             unanswered: BTreeSet::new(),
+            unproven: BTreeSet::new(),
             end,
         }
     }
@@ -129,6 +132,7 @@ struct Checked {
     epochs: BTreeMap<Partition, Option<i32>>,
     truncated: BTreeMap<Partition, Truncation>,
     unanswered: BTreeSet<Partition>,
+    unproven: BTreeSet<Partition>,
 }
 
 enum Stop {
@@ -230,10 +234,11 @@ impl Job {
         let checked = self.check().await?;
         self.cuts.retain(|cut| {
             let partition = cut.partition();
-            !checked.truncated.contains_key(&partition) && !checked.unanswered.contains(&partition)
+            checked.epochs.contains_key(&partition)
         });
         report.truncated.clone_from(&checked.truncated);
         report.unanswered.clone_from(&checked.unanswered);
+        report.unproven.clone_from(&checked.unproven);
         if self.cuts.is_empty() {
             return Ok(());
         }
@@ -332,6 +337,7 @@ impl Job {
             epochs: BTreeMap::new(),
             truncated: BTreeMap::new(),
             unanswered: BTreeSet::new(),
+            unproven: BTreeSet::new(),
         };
         let mut is_settled = true;
         for (cut, tp) in self.cuts.iter().zip(&partitions) {
@@ -347,6 +353,9 @@ impl Job {
                     // a high watermark may trail for a moment: look again before that is believed
                     is_settled &= truncation.leader_epoch.is_some();
                     checked.truncated.insert(cut.partition(), truncation);
+                }
+                Some(CommitCheck::Unproven) => {
+                    checked.unproven.insert(cut.partition());
                 }
                 // still contradicting at the last look: the epoch proves that the rows are there
                 Some(CommitCheck::Unsettled) => {
@@ -683,6 +692,7 @@ fn verdict(
         epoch_end: epoch_end?,
         high_watermark: bounds?.high_watermark,
         leaders_epoch: bounds?.leader_epoch,
+        began_under: cut.began_under(),
     }))
 }
 

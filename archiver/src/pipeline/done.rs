@@ -271,6 +271,9 @@ impl Pipeline {
         for partition in report.unanswered {
             self.on_unanswered(name, partition).await;
         }
+        for partition in report.unproven {
+            self.on_unproven(name, partition).await;
+        }
         match report.end {
             End::Done => {}
             End::AnotherTopic => self.topic_is_another(name, "seen before a commit").await,
@@ -392,6 +395,24 @@ impl Pipeline {
         tracing::warn!(topic = %name, partition = partition.get(), "left out of a commit: no broker answers for it");
         self.status
             .unanswered(&TopicPartition::new(name.clone(), partition));
+        self.void(name, &[partition], wait).await;
+    }
+
+    /// Leaders changed while it was read: it is read again from the ledger, now that the new one is there.
+    async fn on_unproven(&mut self, name: &TopicName, partition: Partition) {
+        let ids = std::sync::Arc::clone(&self.components.ids);
+        let part = self
+            .topics
+            .get_mut(name)
+            .and_then(|t| t.parts.get_mut(&partition));
+        let Some(part) = part else {
+            return;
+        };
+        let wait = part.retries.next(ids.as_ref());
+        tracing::info!(
+            topic = %name, partition = partition.get(),
+            "its leader changed while the last offsets were read: reading them again"
+        );
         self.void(name, &[partition], wait).await;
     }
 

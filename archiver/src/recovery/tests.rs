@@ -104,6 +104,7 @@ fn h16_a_known_partition_starts_at_the_ledgers_next_with_its_epoch() {
             offset: offset(70),
             leader_epoch: Some(3),
             base: Some(e),
+            began_under: bounds(40, 90, 95).and_then(|b| b.leader_epoch),
             gap: None
         })
     );
@@ -319,13 +320,17 @@ fn check(last_row: Option<i64>, end: i64, epoch_end: Option<i64>, hw: i64) -> Co
         epoch_end: epoch_end.map(offset),
         high_watermark: offset(hw),
         leaders_epoch: None,
+        began_under: None,
     })
 }
 
 #[test]
 fn h10_what_ends_behind_the_last_rows_epoch_is_kept_with_the_leaders() {
     // the row's epoch 3 ended at 10; a marker of the leader of epoch 5 is at 10
-    let check = |leader_epoch: Option<i32>, epoch_end: Option<i64>, leaders: Option<i32>| {
+    let read = |began: Option<i32>,
+                leader_epoch: Option<i32>,
+                epoch_end: Option<i64>,
+                leaders: Option<i32>| {
         before_commit(CommitFacts {
             last_row: leader_epoch.map(|_| offset(9)),
             leader_epoch,
@@ -333,8 +338,10 @@ fn h10_what_ends_behind_the_last_rows_epoch_is_kept_with_the_leaders() {
             epoch_end: epoch_end.map(offset),
             high_watermark: offset(11),
             leaders_epoch: leaders,
+            began_under: began,
         })
     };
+    let check = |leader_epoch, epoch_end, leaders| read(leaders, leader_epoch, epoch_end, leaders);
     assert_eq!(
         check(Some(3), Some(10), Some(5)),
         CommitCheck::Sound(Some(5))
@@ -345,8 +352,15 @@ fn h10_what_ends_behind_the_last_rows_epoch_is_kept_with_the_leaders() {
         CommitCheck::Sound(Some(3))
     );
     assert_eq!(check(None, None, Some(5)), CommitCheck::Sound(Some(5)));
+    // read while leaders changed: the marker may have been an older leader's, and the new one have a record in its place
+    for began in [None, Some(3), Some(4)] {
+        let judged = read(began, Some(3), Some(10), Some(5));
+        assert_eq!(judged, CommitCheck::Unproven);
+        let reaches = read(began, Some(3), Some(11), Some(5));
+        assert_eq!(reaches, CommitCheck::Sound(Some(3)));
+    }
     // an answer of a leader before the row's own proves nothing, neither does none
-    assert_eq!(check(Some(3), Some(10), Some(2)), CommitCheck::Sound(None));
+    assert_eq!(check(Some(3), Some(10), Some(2)), CommitCheck::Unproven);
     assert_eq!(check(Some(3), Some(10), None), CommitCheck::Sound(None));
 }
 

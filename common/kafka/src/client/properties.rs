@@ -200,6 +200,7 @@ impl ClientProperties {
                 {
                     // the broker assigns; the client refuses a strategy of its own
                     all.remove("partition.assignment.strategy");
+                    default(&mut all, "max.poll.interval.ms", RECONCILED_WITHIN);
                 } else {
                     all.insert(
                         "partition.assignment.strategy".into(),
@@ -235,6 +236,12 @@ fn find_authorities(all: &mut BTreeMap<String, String>) {
         all.insert("ssl.ca.location".into(), "probe".into());
     }
 }
+
+/// A member that has not given back within this time what the coordinator wants is thrown out of a KIP-848 group, and joins
+/// it anew. librdkafka 2.12.1 never hears again what was in the reply to a heartbeat that timed out: it repeats that request
+/// as it was, without what would make the coordinator repeat its answer. Its 5 minutes would be how long partitions that
+/// were to move are read by nobody. The archiver answers within 10 s.
+const RECONCILED_WITHIN: &str = "30000";
 
 fn guarantees(all: &mut BTreeMap<String, String>) {
     for (key, value) in [
@@ -435,7 +442,13 @@ mod tests {
         for name in ["consumer", "CONSUMER"] {
             let all = reader(&[("group.protocol", name)], &group);
             assert!(!all.contains_key("partition.assignment.strategy"));
+            assert_eq!(all["max.poll.interval.ms"], "30000");
         }
+        let chosen = [
+            ("group.protocol", "consumer"),
+            ("max.poll.interval.ms", "90000"),
+        ];
+        assert_eq!(reader(&chosen, &group)["max.poll.interval.ms"], "90000");
         let all = reader(&[("group.protocol", "consumer")], &Membership::Alone);
         assert!(!all.contains_key("group.protocol"));
     }

@@ -264,9 +264,15 @@ impl Broker {
         let mut list = TopicPartitionList::new();
         let mut open = BTreeSet::new();
         for partition in partitions {
-            let (start, _) = consumer
-                .fetch_watermarks(topic, partition, PATIENCE)
-                .expect("watermarks");
+            // a leader may have just changed
+            let due = Instant::now() + PATIENCE;
+            let (start, _) = loop {
+                match consumer.fetch_watermarks(topic, partition, PATIENCE) {
+                    Ok(bounds) => break bounds,
+                    Err(error) if Instant::now() >= due => panic!("watermarks: {error}"),
+                    Err(_) => std::thread::sleep(Duration::from_millis(200)),
+                }
+            };
             list.add_partition_offset(topic, partition, Offset::Offset(start))
                 .expect("an offset");
             open.insert(partition);

@@ -53,8 +53,13 @@ impl Runs {
         };
         for (partition, to) in positions {
             // A position may be ahead of the last batch where nothing lies between: a gap, an era that holds nothing.
-            let at = state.at.get(partition).copied().unwrap_or((0, 0));
+            let came_to = state.at.get(partition).copied();
+            let at = came_to.unwrap_or((0, 0));
             let skipped = (at.0..=to.0).find_map(|generation| {
+                // what was not archived when it was opened begins at the log's start for it: see `take`
+                if came_to.is_none() && !state.known.contains(&(generation, *partition)) {
+                    return None;
+                }
                 let archived = tables.archived(&state.topic, (generation, *partition))?;
                 let mut rows = archived.rows.keys().map(|offset| (generation, *offset));
                 rows.find(|place| at <= *place && place < to)

@@ -7,7 +7,8 @@
 /// A planted bug. The number is that of the trap in docs/testing.md, where there is one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Mutant {
-    /// P2, P4: an advance is applied whatever the ledger says, so that a zombie moves it back or twice on.
+    /// P2, P4: an advance is applied whatever the ledger says, so that a zombie moves it back or twice on; and the second look
+    /// at what came out is left out too.
     LedgerFenceOff,
     /// P1, P5, P7: after a refusal the same files are added behind what is there by now.
     RetryAddsAgain,

@@ -27,9 +27,6 @@ pub mod maintain;
 pub mod manifests;
 pub mod scan;
 pub mod schema;
-#[cfg(not(any(test, feature = "test-util")))]
-mod sealed;
-#[cfg(any(test, feature = "test-util"))]
 pub mod sealed;
 pub mod snapshot;
 pub mod storage;

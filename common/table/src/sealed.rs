@@ -104,7 +104,6 @@ fn folder_sum(folder: &str) -> u64 {
 
 /// A name without what it says of the contents, which differ from run to run (Avro files end their blocks with a random
 /// marker): for traces that are compared.
-#[cfg(any(test, feature = "test-util"))]
 pub fn without_contents(uri: &str) -> String {
     if told_by_avro(uri).is_some() {
         let stem = uri.rsplit_once(MARK).map_or(uri, |(stem, _)| stem);

@@ -135,7 +135,7 @@ fn gaps(world: &World, topic: Topic) -> Vec<Interval> {
         (
             g.partition.get(),
             g.start.get(),
-            g.end.map_or(i64::MAX, |e| e.get()),
+            g.end.map_or(i64::MAX, everlog_common::Offset::get),
         )
     })
     .collect()

@@ -358,7 +358,7 @@ impl World {
             Fault::FreezeStore => self.s3.control("pause"),
             Fault::KillStore => self.s3.control("kill"),
             Fault::Network(line, toxic) => {
-                self.line(line)
+                self.line(*line)
                     .toxic(toxic.kind, toxic.attributes, toxic.stream);
             }
             Fault::Trim(percent) => self.trim(*percent),
@@ -387,7 +387,7 @@ impl World {
             Fault::FreezeStore => self.s3.control("resume"),
             Fault::KillStore => self.s3.restart(),
             Fault::Network(line, _) => {
-                self.line(line).reset();
+                self.line(*line).reset();
                 if matches!(line, Line::Broker(_)) {
                     self.await_in_sync();
                 }
@@ -403,11 +403,11 @@ impl World {
         }
     }
 
-    fn line(&self, line: &Line) -> &Proxy {
+    fn line(&self, line: Line) -> &Proxy {
         match line {
             Line::Store => &self.store_line,
             Line::Catalog => &self.catalog_line,
-            Line::Broker(node) => &self.broker_lines[usize::from(*node) - 1],
+            Line::Broker(node) => &self.broker_lines[usize::from(node) - 1],
         }
     }
 
@@ -420,7 +420,10 @@ impl World {
             let Ok(metadata) = consumer.fetch_metadata(None, Duration::from_secs(5)) else {
                 return false;
             };
-            let mut partitions = metadata.topics().iter().flat_map(|t| t.partitions());
+            let mut partitions = metadata
+                .topics()
+                .iter()
+                .flat_map(rdkafka::metadata::MetadataTopic::partitions);
             metadata.brokers().len() == 3
                 && partitions.all(|p| p.leader() >= 0 && p.isr().len() == p.replicas().len())
         });

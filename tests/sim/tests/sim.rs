@@ -40,10 +40,10 @@ fn simulate(plan: Plan, with_lines: bool) -> Report {
     let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         runtime.block_on(run(plan, with_lines))
     }));
-    match caught {
-        Ok(report) => report,
-        Err(_) => panic!("seed {seed}: the simulation itself panicked; see above"),
-    }
+    let Ok(report) = caught else {
+        panic!("seed {seed}: the simulation itself panicked; see above");
+    };
+    report
 }
 
 fn variable(name: &str) -> Option<u64> {
@@ -97,6 +97,9 @@ fn simulate_all(seeds: &[u64]) -> Sum {
                     let report = simulate(Plan::of(*seed), false);
                     let mut sum = sum.lock().unwrap();
                     sum.take(report);
+                    if sum.worlds % 1_000 == 0 {
+                        println!("{} of {} worlds", sum.worlds, seeds.len());
+                    }
                     if sum.failed.len() >= 20 {
                         return;
                     }

@@ -217,9 +217,7 @@ impl Broker {
             .set("isolation.level", "read_committed")
             .create()
             .expect("consumer");
-        consumer
-            .fetch_watermarks(topic, partition, PATIENCE)
-            .expect("watermarks")
+        watermarks(&consumer, topic, partition)
     }
 
     /// A producer; `extra` properties win.
@@ -264,15 +262,7 @@ impl Broker {
         let mut list = TopicPartitionList::new();
         let mut open = BTreeSet::new();
         for partition in partitions {
-            // a leader may have just changed
-            let due = Instant::now() + PATIENCE;
-            let (start, _) = loop {
-                match consumer.fetch_watermarks(topic, partition, PATIENCE) {
-                    Ok(bounds) => break bounds,
-                    Err(error) if Instant::now() >= due => panic!("watermarks: {error}"),
-                    Err(_) => std::thread::sleep(Duration::from_millis(200)),
-                }
-            };
+            let (start, _) = watermarks(&consumer, topic, partition);
             list.add_partition_offset(topic, partition, Offset::Offset(start))
                 .expect("an offset");
             open.insert(partition);
@@ -591,4 +581,16 @@ fn var(
     v.vtype = kind;
     set(&mut v);
     v
+}
+
+/// Log start and end. A leader that has just changed does not answer at once.
+fn watermarks(consumer: &BaseConsumer, topic: &str, partition: i32) -> (i64, i64) {
+    let due = Instant::now() + PATIENCE;
+    loop {
+        match consumer.fetch_watermarks(topic, partition, PATIENCE) {
+            Ok(bounds) => return bounds,
+            Err(error) if Instant::now() >= due => panic!("watermarks: {error}"),
+            Err(_) => std::thread::sleep(Duration::from_millis(200)),
+        }
+    }
 }

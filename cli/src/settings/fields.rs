@@ -251,7 +251,7 @@ pub(crate) const FIELDS: &[Field] = &[
         kind: Kind::Text,
         absent: Absent::Means("this process reads every partition itself"),
         example: "\"everlog-archive\"",
-        what: "The consumer group through which several archivers share the work. Its offsets are only a mirror for lag tools. Set `group.protocol` to `consumer` in `[kafka]` to use the protocol of KIP-848 (brokers from 4.0 on); session and heartbeat are the brokers' settings then, and refused here.",
+        what: "The consumer group through which several archivers share the work. Its offsets are only a mirror for lag tools. Set `group.protocol` to `consumer` in `[kafka]` to use the protocol of KIP-848 (brokers from 4.0 on); session and heartbeat are the brokers' settings then, and refused here, and `max.poll.interval.ms`, within which the coordinator has a partition given back, is 30 s unless you set it.",
         too_small: "",
         too_large: "",
     },

@@ -775,7 +775,8 @@ impl Queue {
     /// (`rd_kafka_op_handle_std` in librdkafka 2.12.1 looks at no version, this call does before it).
     pub(super) fn consume<F: FnMut(&Message<'_>) -> Flow>(&self, wait: Duration, each: &mut F) {
         let mut wait = millis(wait);
-        loop {
+        let mut left = None;
+        while left != Some(0) {
             // SAFETY: the queue is valid and holds nothing but messages of consumers; a message is ours until it is
             // destroyed, once, and the wrapper does not outlive it.
             let flow = unsafe {
@@ -789,6 +790,8 @@ impl Queue {
             if flow == Flow::Stop {
                 return;
             }
+            // what was there by then and no more: the caller has a group to serve, however much goes on arriving
+            left = Some(left.map_or_else(|| self.len(), |left| left - 1));
             wait = 0;
         }
     }

@@ -31,7 +31,8 @@ mod code;
 mod message;
 
 pub(super) use self::code::Code;
-pub(super) use self::message::Message;
+use self::message::Event;
+pub(super) use self::message::{Delivery, Message, Report};
 
 const ERROR_TEXT_BYTES: usize = 512;
 
@@ -423,17 +424,19 @@ impl Client {
     }
 
     /// Serves callbacks (rebalances above all) without waiting; what comes as a message goes to `each`.
-    pub(super) fn serve(&self, mut each: impl FnMut(&Message<'_>)) {
+    pub(super) fn serve(&self, mut each: impl FnMut(&Report)) {
         loop {
             // SAFETY: rk is a consumer; the message is ours, and destroyed after its last use.
-            unsafe {
+            let report = unsafe {
                 let message = sys::rd_kafka_consumer_poll(self.ptr(), 0);
                 let Some(borrowed) = NonNull::new(message) else {
                     return;
                 };
-                each(&Message::new(borrowed));
+                let report = Message::new(borrowed).report();
                 sys::rd_kafka_message_destroy(message);
-            }
+                report
+            };
+            each(&report);
         }
     }
 
@@ -718,16 +721,6 @@ impl Drop for Queue {
     }
 }
 
-/// A message that is given back at the end, also of a panic.
-struct GivenBack(NonNull<sys::rd_kafka_message_t>);
-
-impl Drop for GivenBack {
-    fn drop(&mut self) {
-        // SAFETY: it came from the client and is given back once.
-        unsafe { sys::rd_kafka_message_destroy(self.0.as_ptr()) };
-    }
-}
-
 /// What a receiver of [`Queue::consume`] wants next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Flow {
@@ -767,27 +760,23 @@ impl Queue {
         Ok(())
     }
 
-    /// Hands what is there to `each`, after waiting at most `wait` for the first. A message lives only during the call.
+    /// Hands what is there to `each`, after waiting at most `wait` for the first. It lives only during the call.
     ///
-    /// One call a message, on purpose. The two interfaces that take many at once move the client's position, from which it
-    /// goes on after a pause or a rebalance, over records that they never gave: the one for batches by an end that it
-    /// reports, the one with a callback by the marker of a transaction whose records it has just dropped as outdated
-    /// (`rd_kafka_op_handle_std` in librdkafka 2.12.1 looks at no version, this call does before it).
-    pub(super) fn consume<F: FnMut(&Message<'_>) -> Flow>(&self, wait: Duration, each: &mut F) {
+    /// One call for each, as an event, on purpose (all of it as of librdkafka 2.12.1). The two interfaces that take many at
+    /// once move the client's position, from which it goes on after a pause or a rebalance, over records that they never
+    /// gave: the one for batches by an end that it reports, the one with a callback by the marker of a transaction whose
+    /// records it has just dropped as outdated (`rd_kafka_op_handle_std` looks at no version, taking one out does before
+    /// it). The one for single messages logs what is wrong with a partition according to metadata, without its name.
+    pub(super) fn consume<F: FnMut(Delivery<'_>) -> Flow>(&self, wait: Duration, each: &mut F) {
         let mut wait = millis(wait);
         let mut left = None;
         while left != Some(0) {
-            // SAFETY: the queue is valid and holds nothing but messages of consumers; a message is ours until it is
-            // destroyed, once, and the wrapper does not outlive it.
-            let flow = unsafe {
-                let Some(message) = NonNull::new(sys::rd_kafka_consume_queue(self.ptr(), wait))
-                else {
-                    return;
-                };
-                let given = GivenBack(message);
-                each(&Message::new(given.0))
+            // SAFETY: the queue is valid, and the event is ours.
+            let event = unsafe { Event::new(sys::rd_kafka_queue_poll(self.ptr(), wait)) };
+            let Some(event) = event else {
+                return;
             };
-            if flow == Flow::Stop {
+            if each(event.delivery()) == Flow::Stop {
                 return;
             }
             // what was there by then and no more: the caller has a group to serve, however much goes on arriving

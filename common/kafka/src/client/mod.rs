@@ -8,8 +8,9 @@
 //! ```
 //!
 //! Decisions that rest on measurements (librdkafka 2.12.1; the versions are pinned in the workspace):
-//! - Messages come by the callback interface from a queue of our own. The batch interface moves the client's position by one
-//!   at each end of partition, and the next pause or rebalance then skips a record without a word.
+//! - Messages come one by one, as events, from a queue of our own. The interface for batches moves the client's position by
+//!   one at each end of partition, the one with a callback by markers of transactions whose records it drops: the next pause
+//!   or rebalance then skips records without a word. See `ffi::Queue::consume`.
 //! - Rebalances are recorded in their callback and answered later, by the caller's command. All partitions stand still
 //!   until then, so answer soon.
 //! - One error message stops a partition here, whatever the client does next: going on behind it would be a guess.

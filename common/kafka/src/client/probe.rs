@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use everlog_common::{Offset, TopicPartition};
 
 use super::classify::{self, EpochEnd};
-use super::ffi::{Client, Code, Failure, Flow, PartitionList, Queue};
+use super::ffi::{Client, Delivery, Failure, Flow, PartitionList, Queue};
 use super::log::configuration;
 use super::properties::ClientProperties;
 use crate::LogError;
@@ -75,18 +75,21 @@ fn ask(
             break;
         }
         client.serve(|_| {});
-        queue.consume(left.min(Duration::from_millis(100)), &mut |message| {
+        queue.consume(left.min(Duration::from_millis(100)), &mut |delivery| {
+            let Delivery::Report(report) = delivery else {
+                return Flow::On;
+            };
             let tp = open.iter().copied().find(|tp| {
-                tp.topic.as_str() == message.topic() && tp.partition.get() == message.partition()
+                tp.topic.as_str() == report.topic && tp.partition.get() == report.partition
             });
             let Some(tp) = tp else {
                 return Flow::On;
             };
-            let (code, text) = (message.code(), message.error_text());
+            let (code, text) = (report.code, report.text);
             match classify::epoch_end(&text) {
                 Some(EpochEnd::At(offset)) => answers.insert(tp.clone(), Some(offset)),
                 Some(EpochEnd::Unknown) => answers.insert(tp.clone(), None),
-                None if code == Code::OK || classify::mends_itself(code) => return Flow::On,
+                None if classify::mends_itself(code) => return Flow::On,
                 None => {
                     // one that went away since it was looked up is no failure
                     if !classify::gone(code) {

@@ -14,7 +14,9 @@ use everlog_common::{
 use rdkafka_sys::rd_kafka_timestamp_type_t as TimestampKind;
 
 use super::classify;
-use super::ffi::{Client, Code, Failure, Flow, Message, PartitionList, Queue, Rebalance};
+use super::ffi::{
+    Client, Code, Delivery, Failure, Flow, Message, PartitionList, Queue, Rebalance, Report,
+};
 use super::log::configuration;
 use super::properties::MemoryPlan;
 use super::reader::{Command, Request, Shared};
@@ -143,36 +145,39 @@ impl Worker {
 
     fn serve_group(&mut self) {
         let client = Arc::clone(&self.client);
-        client.serve(|message| self.stray(message));
+        client.serve(|report| self.stray(report));
         while let Some(rebalance) = self.client.next_rebalance() {
             self.tell_rebalance(rebalance);
         }
     }
 
-    /// A message outside of our queue: errors of the subscription or the client, and never a record.
-    fn stray(&mut self, message: &Message<'_>) {
-        let code = message.code();
-        let text = message.error_text();
+    /// What came outside of our queue: errors of the subscription or the client, and never a record.
+    fn stray(&mut self, report: &Report) {
+        let (code, text) = (report.code, &report.text);
         if code == Code::TOPIC_AUTHORIZATION_FAILED {
             // of a whole topic, whatever partition it names (the client leaves that at 0); sometimes of one that it does
             // not name. Other topics go on, and the log's answers tell which one it is
-            self.client.log().line(4, "CONSUME", &text);
-            self.deny(message.topic(), &text);
-        } else if let Some(tp) = self.known(message) {
+            self.client.log().line(4, "CONSUME", text);
+            self.deny(&report.topic, text);
+        } else if let Some(tp) = self.known(report) {
             let fault = if code == Code::OK {
                 // going on would leave a hole here: start again from the position
                 PartitionFault::Other("a record came by the wrong queue".into())
             } else {
-                classify::partition(code, &text, message.offset())
+                classify::partition(code, text, report.offset)
             };
             self.fail(&tp, fault);
         } else if classify::denied(code) {
-            let error = classify::request("read", &Failure { code, text }, None);
+            let failure = Failure {
+                code,
+                text: text.clone(),
+            };
+            let error = classify::request("read", &failure, None);
             self.shared.tell(|outbox| outbox.error = Some(error));
         } else if classify::mends_itself(code) {
             tracing::debug!(%text, "the client reports");
         } else {
-            self.client.log().line(4, "CONSUME", &text);
+            self.client.log().line(4, "CONSUME", text);
         }
     }
 
@@ -190,8 +195,8 @@ impl Worker {
         }
     }
 
-    fn known(&mut self, message: &Message<'_>) -> Option<TopicPartition> {
-        let tp = source(message.topic(), message.partition())?;
+    fn known(&mut self, report: &Report) -> Option<TopicPartition> {
+        let tp = source(&report.topic, report.partition)?;
         self.slots.get_mut(&tp).map(|slot| slot.source().clone())
     }
 
@@ -242,9 +247,20 @@ impl Worker {
         let queue = Arc::clone(&self.queue);
         let mut taken = 0;
         let mut arrived = None;
-        queue.consume(wait, &mut |message| {
+        queue.consume(wait, &mut |delivery| {
+            let message = match delivery {
+                Delivery::Record(message) if message.code() == Code::OK => message,
+                Delivery::Record(message) => {
+                    self.take_report(&message.report());
+                    return Flow::On;
+                }
+                Delivery::Report(report) => {
+                    self.take_report(&report);
+                    return Flow::On;
+                }
+            };
             let arrived = *arrived.get_or_insert_with(Instant::now);
-            let bytes = self.take_message(message, arrived);
+            let bytes = self.take_message(&message, arrived);
             if bytes > 0 {
                 // a slow average is enough for an estimate
                 self.message_bytes = (self.message_bytes * 15 + bytes) / 16;
@@ -259,10 +275,6 @@ impl Worker {
 
     /// Returns how many bytes were kept.
     fn take_message(&mut self, message: &Message<'_>, now: Instant) -> usize {
-        if message.code() != Code::OK {
-            self.take_error(message);
-            return 0;
-        }
         let partition = message.partition();
         let Some(slot) = self.slots.find(message.topic_handle(), partition, || {
             source(message.topic(), partition)
@@ -324,20 +336,19 @@ impl Worker {
         }
     }
 
-    fn take_error(&mut self, message: &Message<'_>) {
-        let code = message.code();
-        let Some(tp) = self.known(message) else {
+    fn take_report(&mut self, report: &Report) {
+        let Some(tp) = self.known(report) else {
             return;
         };
-        if code == Code::PARTITION_EOF {
+        if report.code == Code::PARTITION_EOF {
             if let Some(slot) = self.slots.get_mut(&tp) {
-                slot.reached_end(message.offset());
+                slot.reached_end(report.offset);
             }
             self.hand_over(&tp, true);
-        } else if classify::mends_itself(code) {
-            tracing::debug!(partition = %tp, text = message.error_text(), "the client reports");
+        } else if classify::mends_itself(report.code) {
+            tracing::debug!(partition = %tp, text = report.text, "the client reports");
         } else {
-            let fault = classify::partition(code, &message.error_text(), message.offset());
+            let fault = classify::partition(report.code, &report.text, report.offset);
             self.fail(&tp, fault);
         }
     }

@@ -7,9 +7,27 @@ use std::ptr::{self, NonNull};
 
 use rdkafka_sys as sys;
 
+use super::code::numbered;
 use super::{Code, Failure, code_of, owned};
 
-/// A message or an error of a partition, valid during a callback.
+/// What the client says of a partition, or of itself, besides records.
+#[derive(Debug)]
+pub(in crate::client) struct Report {
+    pub(in crate::client) code: Code,
+    pub(in crate::client) text: String,
+    /// Empty where it is of no topic.
+    pub(in crate::client) topic: String,
+    pub(in crate::client) partition: i32,
+    pub(in crate::client) offset: i64,
+}
+
+/// Something of a queue.
+pub(in crate::client) enum Delivery<'a> {
+    Record(Message<'a>),
+    Report(Report),
+}
+
+/// A message that the client holds, valid as long as that.
 pub(in crate::client) struct Message<'a> {
     raw: NonNull<sys::rd_kafka_message_t>,
     borrowed: PhantomData<&'a sys::rd_kafka_message_t>,
@@ -71,9 +89,16 @@ impl<'a> Message<'a> {
         unsafe { (*self.ptr()).offset }
     }
 
-    pub(in crate::client) fn error_text(&self) -> String {
-        // SAFETY: the message is valid; the string lives with it.
-        unsafe { owned(sys::rd_kafka_message_errstr(self.ptr())) }
+    /// What it says, where it is no record.
+    pub(in crate::client) fn report(&self) -> Report {
+        Report {
+            code: self.code(),
+            // SAFETY: the message is valid; the string lives with it.
+            text: unsafe { owned(sys::rd_kafka_message_errstr(self.ptr())) },
+            topic: self.topic().to_owned(),
+            partition: self.partition(),
+            offset: self.offset(),
+        }
     }
 
     pub(in crate::client) fn key(&self) -> Option<&'a [u8]> {
@@ -128,6 +153,59 @@ unsafe fn bytes<'a>(data: *const c_void, len: usize) -> Option<&'a [u8]> {
     }
     // SAFETY: see above.
     Some(unsafe { std::slice::from_raw_parts(data.cast(), len) })
+}
+
+/// Something that came by a queue. Destroyed with everything it holds.
+pub(super) struct Event(NonNull<sys::rd_kafka_event_t>);
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: the event is ours, and destroyed once.
+        unsafe { sys::rd_kafka_event_destroy(self.0.as_ptr()) };
+    }
+}
+
+impl Event {
+    /// # Safety
+    /// `raw` is null or an event that nobody else destroys.
+    pub(super) unsafe fn new(raw: *mut sys::rd_kafka_event_t) -> Option<Self> {
+        NonNull::new(raw).map(Self)
+    }
+
+    /// What it brings. Taking a record's message out moves the client's position behind it.
+    pub(super) fn delivery(&self) -> Delivery<'_> {
+        // SAFETY: the event is valid; its message, if it is one, lives as long. A record's event has just one.
+        unsafe {
+            let message = sys::rd_kafka_event_message_next(self.0.as_ptr()).cast_mut();
+            match NonNull::new(message) {
+                Some(message) => Delivery::Record(Message::new(message)),
+                None => Delivery::Report(self.report()),
+            }
+        }
+    }
+
+    fn report(&self) -> Report {
+        let event = self.0.as_ptr();
+        // SAFETY: the event is valid and the string lives with it; the partition is ours (or null), read, then destroyed
+        // once.
+        unsafe {
+            let mut report = Report {
+                code: Code(numbered::rd_kafka_event_error(event)),
+                text: owned(sys::rd_kafka_event_error_string(event)),
+                topic: String::new(),
+                partition: -1,
+                offset: -1,
+            };
+            let of = sys::rd_kafka_event_topic_partition(event);
+            if !of.is_null() {
+                report.topic = owned((*of).topic);
+                report.partition = (*of).partition;
+                report.offset = (*of).offset;
+                sys::rd_kafka_topic_partition_destroy(of);
+            }
+            report
+        }
+    }
 }
 
 /// The headers of a message.

@@ -1,4 +1,4 @@
-//! The denominators: librdkafka and the parquet crate by themselves.
+//! Parts by themselves: librdkafka, the parquet crate, the continuity hash.
 
 #![allow(
     unsafe_code,
@@ -8,6 +8,8 @@
 use std::fs::File;
 use std::sync::Mutex;
 
+use everlog_common::record::RunningHash;
+use everlog_common::{EventColumnsBuilder, Offset as EventOffset, TimestampType};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -52,6 +54,30 @@ pub(crate) fn drain(bootstrap: &str, topic: &str, events: usize) {
         sys::rd_kafka_queue_destroy(queue);
     }
     println!("{seen} events, {bytes} bytes");
+}
+
+/// Hashes `events` rows of `value_bytes`, as the archiver does before it commits them: their share of its CPU time.
+pub(crate) fn hash(events: usize, value_bytes: usize) {
+    const ROWS: usize = 16_384;
+    let value = vec![b'v'; value_bytes];
+    let mut builder = EventColumnsBuilder::new();
+    for n in 0..ROWS {
+        let n = i64::try_from(n).expect("a small number");
+        builder.push(
+            EventOffset::new(n).expect("an offset"),
+            (1_760_000_000_000 + n, TimestampType::Create),
+            Some(b"user-01234"),
+            Some(&value),
+            std::iter::empty(),
+            Some(0),
+        );
+    }
+    let columns = builder.finish();
+    let mut hash = RunningHash::from(0);
+    for _ in 0..events.div_ceil(ROWS) {
+        hash.update(&columns);
+    }
+    println!("{:016x}", hash.value());
 }
 
 /// Decodes every column of `files` on `threads` threads.

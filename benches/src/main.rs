@@ -9,6 +9,8 @@
 //! | archive | `everlog archive --until-caught-up`, commits every 10 s, zstd-1, from nothing |
 //! | replay | `everlog replay --until snapshot --output count`: planned, ordered, verified |
 //! | decode | the same Parquet files by the parquet crate alone, all columns, as many threads |
+//! | verify | `everlog verify`: all of Kafka's records and the archive's side by side |
+//! | hash | the continuity hash over as many rows, alone: its part of the archiver's CPU time |
 //!
 //! `everlog-benches produce BOOTSTRAP EVENTS` fills the topic `bench` of a running Kafka alone, to profile by hand.
 //!
@@ -46,6 +48,7 @@ fn main() {
             produce_into(bootstrap, number(events));
         }
         ["decode", threads, files @ ..] => bare::decode(number(threads), files),
+        ["hash", events, bytes] => bare::hash(number(events), number(bytes)),
         rest => {
             let events = rest.first().map_or(3_000_000, |n| number(n));
             let rounds = rest.get(1).map_or(3, |n| number(n));
@@ -69,6 +72,8 @@ fn report(events: usize, rounds: usize) {
     let mut archives = Vec::new();
     let mut replays = Vec::new();
     let mut decodes = Vec::new();
+    let mut verifies = Vec::new();
+    let mut hashes = Vec::new();
     let mut lake_bytes = 0;
     let mut file_count = 0;
     for round in 1..=rounds {
@@ -90,6 +95,11 @@ fn report(events: usize, rounds: usize) {
         args.extend(files.iter().map(|f| f.display().to_string()));
         let words: Vec<&str> = args.iter().map(String::as_str).collect();
         decodes.push(run(&me, &words));
+        verifies.push(measure::command(&lake.command(&["verify", TOPIC])));
+        hashes.push(run(
+            &me,
+            &["hash", &events.to_string(), &sample.to_string()],
+        ));
         lake_bytes = files
             .iter()
             .map(|f| f.metadata().map_or(0, |m| m.len()))
@@ -107,16 +117,30 @@ fn report(events: usize, rounds: usize) {
         ("archive", &archives),
         ("replay", &replays),
         ("decode", &decodes),
+        ("verify", &verifies),
+        ("hash", &hashes),
     ] {
         row(name, figures, events);
     }
     let wall = |f: &[Figures]| median(f.iter().map(|f| f.wall.as_secs_f64()));
     let cpu = |f: &[Figures]| median(f.iter().map(|f| f.cpu.as_secs_f64()));
+    let slower = if wall(&drains) > wall(&replays) {
+        &drains
+    } else {
+        &replays
+    };
     println!("\n| ratio | by wall time | by CPU time | floor | aim |\n|---|---|---|---|---|");
     for (name, base, of, floor, aim) in [
         ("archive / drain", &drains, &archives, "0.45", "0.6"),
         ("replay / bare decode", &decodes, &replays, "0.70", "0.85"),
         ("replay / drain", &drains, &replays, "2", "4"),
+        (
+            "verify / slower of drain and replay",
+            slower,
+            &verifies,
+            "0.5",
+            "0.8",
+        ),
     ] {
         println!(
             "| {name} | {:.2} | {:.2} | {floor} | {aim} |",
@@ -124,6 +148,10 @@ fn report(events: usize, rounds: usize) {
             cpu(base) / cpu(of)
         );
     }
+    println!(
+        "\nthe continuity hash is {:.1} % of the archiver's CPU time (aim: at most 3 %)",
+        100.0 * cpu(&hashes) / cpu(&archives)
+    );
     println!(
         "\nbytes per event: archive {:.1} in {file_count} files, Kafka's lz4 log {:.1}: {:.2}",
         lake_bytes as f64 / events as f64,

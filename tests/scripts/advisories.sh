@@ -13,8 +13,8 @@ not_checked() {
 }
 command -v cargo-deny >/dev/null || not_checked "cargo-deny is not installed (cargo install --locked cargo-deny)"
 if ! timeout 120 cargo deny --all-features --locked fetch db >/dev/null 2>&1; then
-  databases=("${CARGO_HOME:-${HOME:-/nonexistent}/.cargo}"/advisory-db*/*)
-  [ -e "${databases[0]}" ] || not_checked "the advisory database cannot be fetched, and there is none from before"
+  databases=("${CARGO_HOME:-${HOME:-/nonexistent}/.cargo}"/advisory-dbs/advisory-db-*/)
+  [ -d "${databases[0]}" ] || not_checked "the advisory database cannot be fetched, and there is none from before"
   echo "the advisory database cannot be fetched now: an older one is used ($(date -r "${databases[0]}" +%F))"
 fi
-cargo deny --all-features --locked check --disable-fetch --hide-inclusion-graph advisories
+cargo deny --all-features --locked --offline check --hide-inclusion-graph advisories

@@ -33,8 +33,8 @@ sim: ## archiver and replayer in simulated worlds (SEED=N: one, with its trace; 
 	EVERLOG_SIM_SEED=$(SEED) EVERLOG_SIM_SEEDS=$(SEEDS) EVERLOG_SIM_FROM=$(FROM) \
 		cargo test --workspace --locked $(FEATURES) --test sim -- --nocapture worlds_of_many_seeds
 
-mutants: ## bugs on purpose, and how many simulated worlds it takes to find each (SEEDS=N: at most so many)
-	EVERLOG_SIM_SEEDS=$(SEEDS) cargo test --workspace --locked $(FEATURES) --test sim -- --nocapture every_planted_bug
+mutants: ## bugs on purpose, and how many simulated worlds it takes to find each (SEEDS=N: at most so many; MUTANT=NAME,...: only these)
+	EVERLOG_SIM_SEEDS=$(SEEDS) EVERLOG_SIM_MUTANT=$(MUTANT) cargo test --workspace --locked $(FEATURES) --test sim -- --nocapture every_planted_bug
 
 chaos: ## real servers and processes under kill -9, hangs, cuts and deletions (MINUTES=5, SEED=N)
 	@tests/services/setup.sh

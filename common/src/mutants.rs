@@ -56,7 +56,7 @@ pub enum Mutant {
     NeededByHeadOnly,
     /// H41: the tail begins one offset late.
     TailOneLate,
-    /// H41: the tail begins one offset early.
+    /// H41: the tail begins one offset early, and nothing drops what was given before.
     TailOneEarly,
     /// The position after a batch is one offset early.
     PositionOneEarly,

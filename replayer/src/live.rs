@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use everlog_common::mutants::Mutant;
 use everlog_common::{
     Clock, EventBatch, Generation, Identity, LogBounds, Offset, OffsetRange, Partition, Positions,
     Source, TopicName, TopicPartition,
@@ -286,6 +287,11 @@ impl Tailer {
                 .get(&partition)
                 .filter(|at| at.generation == self.generation)
                 .map_or(start.offset, |at| at.offset.max(start.offset));
+            let at = if Mutant::TailOneEarly.is_planted() {
+                start.offset
+            } else {
+                at
+            };
             self.next.insert(partition, at);
             self.starts.insert(partition, start);
         }

@@ -317,7 +317,8 @@ impl RunningReplay {
         let recorder = &self.process.world.recorder;
         let name = &self.process.name;
         let (line, is_wrong) = match &ended {
-            Ok(Ok(())) => ("well".to_owned(), false),
+            // one that follows goes on for ever
+            Ok(Ok(())) => ("well".to_owned(), self.request.until == Until::Never),
             Ok(Err(error)) => (
                 one_line(error),
                 error.exit_status() == 4 || matches!(error, ReplayError::Skipped { .. }),

@@ -158,7 +158,8 @@ impl RunningArchiver {
             Err(ArchiverError::Panicked(what)) => Some(what.clone()),
             Err(ArchiverError::Stopped(failures)) => failures
                 .iter()
-                .find(|f| matches!(f.kind.as_str(), "corrupt" | "other"))
+                // nobody changes a configuration here: one that cannot work is a plan that contradicts itself
+                .find(|f| matches!(f.kind.as_str(), "corrupt" | "configuration" | "other"))
                 .map(ToString::to_string),
             _ => None,
         };

@@ -407,10 +407,24 @@ impl Brokers {
         self.world.recorder.record(Event::TopicDeleted {
             topic: name.as_str().to_owned(),
         });
+        let before: Vec<i64> = self.topics[topic]
+            .partitions
+            .iter()
+            .map(|p| p.end)
+            .collect();
         let id = self.world.log.recreate_topic(&name);
         self.created(topic, id.map_or(0, |id| id.0.as_u128()), partitions);
         for _ in 0..self.world.rng.below(self.world.plan.burst) {
             self.append(topic, None);
+        }
+        // a reader that has not noticed finds records where it stands: only the topic's id tells them apart
+        if self.world.rng.chance(500) {
+            let more = i64::try_from(self.world.rng.between(1, self.world.plan.burst)).unwrap_or(1);
+            for (partition, end) in before.into_iter().enumerate() {
+                while self.topics[topic].partitions[partition].end < end + more {
+                    self.append_to(topic, partition, None);
+                }
+            }
         }
     }
 

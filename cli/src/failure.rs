@@ -4,6 +4,7 @@ use std::error::Error;
 use std::fmt;
 
 use crate::settings::ConfigError;
+use crate::text;
 
 /// The exit status, a contract (docs/operations.md).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,11 +54,11 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
-    /// A failure in words.
+    /// A failure in words; control characters in them are escaped.
     pub(crate) fn new(status: Status, message: impl Into<String>) -> Self {
         Self::Reported {
             status,
-            message: message.into(),
+            message: text::printable(&message.into()).into_owned(),
         }
     }
 
@@ -74,10 +75,7 @@ impl Failure {
     /// Puts what was being done in front.
     pub(crate) fn while_doing(self, what: &str) -> Self {
         match self {
-            Self::Reported { status, message } => Self::Reported {
-                status,
-                message: format!("{what}: {message}"),
-            },
+            Self::Reported { status, message } => Self::new(status, format!("{what}: {message}")),
             Self::BrokenPipe => Self::BrokenPipe,
         }
     }

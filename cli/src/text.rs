@@ -1,5 +1,6 @@
 //! Numbers for people.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat};
@@ -16,6 +17,23 @@ pub(crate) fn count(number: u64) -> String {
         out.push(digit);
     }
     out
+}
+
+/// Line breaks and other control characters as `\n`, `\u{1b}`: what is quoted from input neither breaks a message's one
+/// line nor steers the terminal.
+pub(crate) fn printable(text: &str) -> Cow<'_, str> {
+    if !text.contains(char::is_control) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len() + 8);
+    for c in text.chars() {
+        if c.is_control() {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    Cow::Owned(out)
 }
 
 /// `1 snapshot`, `2 snapshots`.
@@ -116,6 +134,12 @@ pub(crate) fn table(rows: &[Vec<String>], right: &[usize]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_quoted_stays_on_its_line() {
+        assert_eq!(printable("día\n\x1b[2J\t."), "día\\n\\u{1b}[2J\\t.");
+        assert!(matches!(printable("as it is"), Cow::Borrowed("as it is")));
+    }
 
     #[test]
     fn numbers_are_written_for_people() {

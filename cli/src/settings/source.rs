@@ -16,6 +16,7 @@ use super::fields::{
     CATALOG_COMMON, FIELDS, KAFKA_COMMON, KAFKA_RESERVED, Kind, Section, did_you_mean, find,
     near_miss,
 };
+use crate::text;
 
 /// Variables that begin so are configuration.
 pub(crate) const ENV_PREFIX: &str = "EVERLOG_";
@@ -77,14 +78,14 @@ pub(crate) struct Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.key)?;
+        f.write_str(&text::printable(&self.key))?;
         match (&self.origin, self.key.is_empty()) {
             (Some(origin), true) => write!(f, "{origin}: ")?,
             (Some(origin), false) => write!(f, " ({origin}): ")?,
             (None, true) => {}
             (None, false) => f.write_str(": ")?,
         }
-        f.write_str(&self.message)
+        f.write_str(&text::printable(&self.message))
     }
 }
 

@@ -407,6 +407,9 @@ fn any_value_is_read_and_written_back_or_refused() {
         .filter(|field| field.section != Section::Kafka)
         .map(|field| format!("EVERLOG_{}__{}", field.section.name(), field.key).to_uppercase())
         .collect();
+    // quoted as it is, it would break the message's one line
+    let mut values = values.to_vec();
+    values.push("\n2MiB\n");
     everlog_hostile::feed_text("field", &values, |text| {
         let name = &fields[text.len() % fields.len()];
         let read = document(SMALL, &[(name.as_str(), text)]).settings(Needs::default());

@@ -41,6 +41,23 @@ pub enum Difference {
     },
 }
 
+/// Whether the archive's rows are the log's pieces one after the other, in every field. Where they are not, [`compare`]
+/// says how, and whether it matters.
+pub fn identical(log: &[EventColumns], archive: &EventColumns) -> bool {
+    let mut from = 0;
+    for piece in log {
+        if archive.len() - from < piece.len() {
+            return false;
+        }
+        let ours = archive.slice(from, piece.len());
+        if piece.offsets.values() != ours.offsets.values() || !equal(piece, &ours) {
+            return false;
+        }
+        from += piece.len();
+    }
+    from == archive.len()
+}
+
 /// Compares what both sides have of the same offsets, in order; `found` is told every difference. Returns how many
 /// records are on both sides, and the same.
 pub fn compare(
@@ -96,19 +113,23 @@ fn one_sided(offsets: &[i64], mut tell: impl FnMut(OffsetRange, u64)) {
     }
 }
 
+/// Column by column, offsets left out.
+fn equal(log: &EventColumns, archive: &EventColumns) -> bool {
+    log.timestamps.values() == archive.timestamps.values()
+        && log.timestamp_types.values() == archive.timestamp_types.values()
+        && log.leader_epochs == archive.leader_epochs
+        && log.keys == archive.keys
+        && log.values == archive.values
+        && log.headers == archive.headers
+}
+
 /// Rows with the same offsets.
 fn compare_aligned(
     log: &EventColumns,
     archive: &EventColumns,
     found: &mut dyn FnMut(Difference),
 ) -> u64 {
-    let equal = log.timestamps.values() == archive.timestamps.values()
-        && log.timestamp_types.values() == archive.timestamp_types.values()
-        && log.leader_epochs == archive.leader_epochs
-        && log.keys == archive.keys
-        && log.values == archive.values
-        && log.headers == archive.headers;
-    if equal {
+    if equal(log, archive) {
         return log.len() as u64;
     }
     let mut same = 0;
@@ -338,13 +359,20 @@ mod tests {
         fn differences_are_those_of_two_maps(
             log in proptest::collection::btree_map(0_i64..40, 0_u8..3, 0..30),
             archive in proptest::collection::btree_map(0_i64..40, 0_u8..3, 0..30),
+            alike in proptest::bool::ANY,
+            cuts in (0_usize..30, 0_usize..30),
         ) {
+            let archive = if alike { log.clone() } else { archive };
             let text = ["a", "b", "c"];
             let rows = |side: &std::collections::BTreeMap<i64, u8>| {
                 let events: Vec<_> = side.iter().map(|(o, v)| event(*o, text[usize::from(*v)])).collect();
                 columns(&events)
             };
             let (same, found) = differences(&rows(&log), &rows(&archive));
+            let (a, b) = (cuts.0.min(cuts.1).min(log.len()), cuts.0.max(cuts.1).min(log.len()));
+            let whole = rows(&log);
+            let pieces = [whole.slice(0, a), whole.slice(a, b - a), whole.slice(b, log.len() - b)];
+            prop_assert_eq!(identical(&pieces, &rows(&archive)), log == archive);
             let mut missing = 0;
             let mut extra = 0;
             let mut changed = Vec::new();

@@ -290,7 +290,36 @@ impl Cut {
         self.began_under
     }
 
-    /// The timestamps' extent, in milliseconds, for the lag; not for decisions.
+    /// Whether offsets without rows lie before a row of a later leader than any that is known to have been there when they were
+    /// read: that leader may have cut the log below them, and have records there. Nothing is known of them where the
+    /// brokers do not tell who leads.
+    pub fn has_unproven_hole(&self) -> bool {
+        let Some(began) = self.began_under else {
+            return false;
+        };
+        // whoever served an offset led at least as late as whoever wrote what was read before it
+        let mut led = self
+            .base
+            .and_then(|b| b.leader_epoch)
+            .map_or(began, |e| e.max(began));
+        let mut due = self.range.map_or(0, |r| r.start().get());
+        for columns in &self.batches {
+            let offsets = columns.offsets.values();
+            let epochs = columns.leader_epochs.iter();
+            for (offset, epoch) in offsets.iter().zip(epochs) {
+                if let Some(epoch) = epoch {
+                    if epoch > led && *offset > due {
+                        return true;
+                    }
+                    led = led.max(epoch);
+                }
+                due = offset.saturating_add(1);
+            }
+        }
+        false
+    }
+
+    /// What the next advance begins with: an interval that Kafka no longer has.
     pub fn gap(&self) -> Option<Segment> {
         self.gap
     }

@@ -344,6 +344,8 @@ pub struct CommitFacts {
     pub leaders_epoch: Option<i32>,
     /// The epoch of the leader that was there before reading began (see [`Start::began_under`]).
     pub began_under: Option<i32>,
+    /// Whether offsets without rows lie before a row of a leader who came after they were read, for all that is known.
+    pub has_unproven_hole: bool,
 }
 
 /// Whether a batch may be committed.
@@ -354,8 +356,8 @@ pub enum CommitCheck {
     /// it is the leader's under whom all of it was read: without any, a log that is cut below the end and grows again would
     /// not be noticed.
     Sound(Option<i32>),
-    /// Behind what the last row's epoch reaches to there are only offsets without rows, and leaders changed while they were
-    /// read: an unclean one may have records there. To be read again, from the ledger.
+    /// There are offsets without rows, and leaders changed while they were read: an unclean one may have records there. They lie
+    /// behind what the last row's epoch reaches to, or before a row of a later leader. To be read again, from the ledger.
     Unproven,
     /// The log was cut below what the batch holds.
     Truncated(Truncation),
@@ -387,6 +389,9 @@ pub fn before_commit(facts: CommitFacts) -> CommitCheck {
                 leader_epoch: None,
             }),
         };
+    }
+    if facts.has_unproven_hole {
+        return CommitCheck::Unproven;
     }
     let reaches = match facts.epoch_end {
         Some(end) => end >= facts.end,

@@ -693,6 +693,7 @@ fn verdict(
         high_watermark: bounds?.high_watermark,
         leaders_epoch: bounds?.leader_epoch,
         began_under: cut.began_under(),
+        has_unproven_hole: cut.has_unproven_hole(),
     }))
 }
 

@@ -1,10 +1,11 @@
 use std::collections::BTreeMap;
 
 use everlog_common::ledger::GenerationLedger;
-use everlog_common::{Advance, Gap, TopicId};
+use everlog_common::{Advance, EventColumnsBuilder, Gap, TimestampType, TopicId};
 use proptest::prelude::*;
 
 use super::*;
+use crate::accumulator::Buffer;
 
 fn offset(v: i64) -> Offset {
     Offset::new(v).unwrap()
@@ -321,6 +322,7 @@ fn check(last_row: Option<i64>, end: i64, epoch_end: Option<i64>, hw: i64) -> Co
         high_watermark: offset(hw),
         leaders_epoch: None,
         began_under: None,
+        has_unproven_hole: false,
     })
 }
 
@@ -339,6 +341,7 @@ fn h10_what_ends_behind_the_last_rows_epoch_is_kept_with_the_leaders() {
             high_watermark: offset(11),
             leaders_epoch: leaders,
             began_under: began,
+            has_unproven_hole: false,
         })
     };
     let check = |leader_epoch, epoch_end, leaders| read(leaders, leader_epoch, epoch_end, leaders);
@@ -362,6 +365,26 @@ fn h10_what_ends_behind_the_last_rows_epoch_is_kept_with_the_leaders() {
     // an answer of a leader before the row's own proves nothing, neither does none
     assert_eq!(check(Some(3), Some(10), Some(2)), CommitCheck::Unproven);
     assert_eq!(check(Some(3), Some(10), None), CommitCheck::Sound(None));
+}
+
+#[test]
+fn h10_offsets_without_rows_before_a_later_leaders_row_are_read_again() {
+    let read = |has_unproven_hole, epoch_end| {
+        before_commit(CommitFacts {
+            last_row: Some(offset(9)),
+            leader_epoch: Some(1),
+            end: offset(10),
+            epoch_end: Some(offset(epoch_end)),
+            high_watermark: offset(12),
+            leaders_epoch: Some(1),
+            began_under: Some(0),
+            has_unproven_hole,
+        })
+    };
+    assert_eq!(read(false, 12), CommitCheck::Sound(Some(1)));
+    assert_eq!(read(true, 12), CommitCheck::Unproven);
+    // what is known to be lost is told as that
+    assert!(matches!(read(true, 8), CommitCheck::Truncated(_)));
 }
 
 #[test]
@@ -468,5 +491,109 @@ proptest! {
         let next = held.apply(&advances);
         prop_assert!(next.is_ok(), "{:?}", next);
         prop_assert!(next.unwrap().descends_from(&held));
+    }
+}
+
+/// One step of a partition's life, and of its reader.
+#[derive(Debug, Clone)]
+enum Step {
+    /// So many rows, and then offsets without rows (markers, or aborted).
+    Write(usize, usize),
+    /// Another leader; an unclean one lacks what is above so many hundredths of the log.
+    Elect(Option<usize>),
+    /// So many offsets are read.
+    Read(usize),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (0_usize..4, 0_usize..3).prop_map(|(rows, holes)| Step::Write(rows, holes)),
+        2 => prop::option::of(0_usize..100).prop_map(Step::Elect),
+        4 => (1_usize..6).prop_map(Step::Read),
+    ]
+}
+
+/// A log: per offset the epoch of whoever wrote it, and whether it is a row.
+#[derive(Default)]
+struct Model {
+    log: Vec<(i32, bool)>,
+    leader: i32,
+}
+
+impl Model {
+    fn epoch_end(&self, epoch: i32) -> i64 {
+        self.log.partition_point(|(e, _)| *e <= epoch) as i64
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4_000))]
+
+    /// h10: a batch that is judged sound is what the log has: every offset without a row included. The reader is a client
+    /// that compares its last row's epoch with the leader's, as KIP-320 has it, and knows nothing of offsets without rows.
+    #[test]
+    fn h10_what_is_sound_is_what_the_log_has(steps in prop::collection::vec(step(), 1..24)) {
+        let mut model = Model::default();
+        let mut read: Vec<(i32, bool)> = Vec::new();
+        let mut buffer = Buffer::new(&Start {
+            offset: Offset::ZERO, leader_epoch: None, base: None, began_under: Some(0), gap: None,
+        });
+        for step in steps {
+            match step {
+                Step::Write(rows, holes) => {
+                    let epoch = model.leader;
+                    model.log.extend(std::iter::repeat_n((epoch, true), rows));
+                    model.log.extend(std::iter::repeat_n((epoch, false), holes));
+                }
+                Step::Elect(cut) => {
+                    model.leader += 1;
+                    if let Some(percent) = cut {
+                        model.log.truncate(model.log.len() * percent / 100);
+                    }
+                }
+                Step::Read(most) => {
+                    let last = read.iter().rev().find(|(_, is_row)| *is_row);
+                    if last.is_some_and(|(epoch, _)| model.epoch_end(*epoch) < read.len() as i64)
+                        || model.log.len() < read.len()
+                    {
+                        return Ok(()); // the client says that the log was truncated
+                    }
+                    let from = read.len();
+                    let new: Vec<(i32, bool)> = model.log.iter().skip(from).take(most).copied().collect();
+                    if new.is_empty() {
+                        continue;
+                    }
+                    let mut builder = EventColumnsBuilder::new();
+                    for (i, (epoch, _)) in new.iter().enumerate().filter(|(_, (_, is_row))| *is_row) {
+                        let at = offset((from + i) as i64);
+                        builder.push(at, (0, TimestampType::Create), None, None, [].into_iter(), Some(*epoch));
+                    }
+                    let end = (from + new.len()) as i64;
+                    buffer.accept(range(from as i64, end), builder.finish()).unwrap();
+                    read.extend(new);
+                }
+            }
+        }
+        let Some(cut) = buffer.cut(p(0)) else { return Ok(()) };
+        let judged = before_commit(CommitFacts {
+            last_row: cut.last_row(),
+            leader_epoch: cut.leader_epoch(),
+            end: cut.end(),
+            epoch_end: cut.leader_epoch().map(|e| offset(model.epoch_end(e))),
+            high_watermark: offset(model.log.len() as i64),
+            leaders_epoch: Some(model.leader),
+            began_under: cut.began_under(),
+            has_unproven_hole: cut.has_unproven_hole(),
+        });
+        if let CommitCheck::Sound(_) = judged {
+            let rows = |log: &[(i32, bool)]| -> Vec<Option<i32>> {
+                log.iter().map(|(epoch, is_row)| is_row.then_some(*epoch)).collect()
+            };
+            prop_assert_eq!(rows(&read), rows(&model.log[..read.len()]), "leader {}", model.leader);
+        }
+        // and where one leader was there all the time, nothing is read twice
+        if model.leader == 0 {
+            prop_assert_eq!(judged, CommitCheck::Sound(cut.leader_epoch().or(Some(0))));
+        }
     }
 }

@@ -1,5 +1,6 @@
-//! Measures what a commit costs as a table grows: `commits [COUNT] [FOLDER]` appends COUNT (10,000) small commits to a new
-//! table on SQLite and a local folder, with expiry along and maintenance every 500, and prints times and sizes.
+//! Measures what a commit costs as a table grows: `commits [COUNT] [FOLDER] [FILES]` appends COUNT (10,000) small commits of FILES
+//! (1) files each to a new table on SQLite and a local folder, with expiry along and maintenance every 500, and prints times
+//! and sizes. The files hold nothing but their length. FOLDER stays, for `everlog verify bench --quick --offline` and the like.
 
 #![allow(
     clippy::print_stdout,
@@ -7,13 +8,15 @@
 )]
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use everlog_common::clock::{RandomIds, SystemClock};
 use everlog_common::{
-    Advance, Clock, Generation, Identity, Ids, Ledger, Offset, OffsetRange, Partition, Segment,
-    TopicName,
+    Advance, Clock, Generation, Identity, Ids, Ledger, Millis, Offset, OffsetRange, Partition,
+    Segment, TopicName,
 };
 use everlog_table::archive::{AppendRequest, Archive, ArchiveDeps, ArchiveOptions, CommitOutcome};
 use everlog_table::catalog::connect;
@@ -29,12 +32,16 @@ type Failure = Box<dyn std::error::Error>;
 /// Commits between two lines of output.
 const LINE: usize = 500;
 const PARTITIONS: i32 = 12;
+/// Rows that a file says it has, and its length.
+const ROWS: u64 = 100;
+const BYTES: u64 = 4096;
 
 #[tokio::main]
 async fn main() -> Result<(), Failure> {
     let mut args = std::env::args().skip(1);
     let count: usize = args.next().map_or(Ok(10_000), |count| count.parse())?;
     let kept = args.next();
+    let files: usize = args.next().map_or(Ok(1), |files| files.parse())?;
     let temporary = tempfile::tempdir()?;
     let folder = kept.unwrap_or_else(|| temporary.path().display().to_string());
     let properties: BTreeMap<String, String> = [
@@ -63,11 +70,13 @@ async fn main() -> Result<(), Failure> {
             expiry: Some(expiry.clone()),
             ..ArchiveOptions::default()
         });
+    let data = PathBuf::from(format!("{folder}/warehouse/everlog/bench/data"));
+    std::fs::create_dir_all(&data)?;
     let mut ledger = Ledger::default();
     let mut took: Vec<Duration> = Vec::with_capacity(count);
     println!("commits  p50 ms  p99 ms  max ms  manifests  snapshots  metadata bytes  plan ms");
     for number in 0..count {
-        let request = request(&ledger, number, clock.as_ref())?;
+        let request = request(&ledger, number, files, &data, clock.as_ref())?;
         let start = clock.elapsed();
         match archive.append(request).await? {
             CommitOutcome::Committed { ledger: next, .. } => ledger = next,
@@ -98,17 +107,55 @@ async fn main() -> Result<(), Failure> {
     Ok(())
 }
 
-fn request(ledger: &Ledger, number: usize, clock: &dyn Clock) -> Result<AppendRequest, Failure> {
+fn request(
+    ledger: &Ledger,
+    number: usize,
+    files: usize,
+    data: &Path,
+    clock: &dyn Clock,
+) -> Result<AppendRequest, Failure> {
     let partition = Partition::new(i32::try_from(number)? % PARTITIONS)?;
     let base = ledger.entry(Generation::FIRST, partition).copied();
     let start = base.map_or(Offset::ZERO, |entry| entry.next);
-    let range = OffsetRange::new(start, Offset::new(start.get() + 100)?)?;
+    let rows = ROWS * u64::try_from(files)?;
+    let range = OffsetRange::new(start, after(start, rows)?)?;
     let now = clock.now();
-    // The file itself is of no interest here: nothing reads it.
-    let path = format!(
-        "file:///nowhere/data/{number:06}-{}.parquet",
-        RandomIds.uuid()
-    );
+    let files = (0..files)
+        .map(|n| {
+            let start = after(start, ROWS * u64::try_from(n)?)?;
+            let path = data.join(format!("{number:06}-{n}-{}.parquet", RandomIds.uuid()));
+            file(partition, start, &path, now)
+        })
+        .collect::<Result<_, Failure>>()?;
+    Ok(AppendRequest {
+        advances: vec![Advance {
+            generation: Generation::FIRST,
+            identity: Identity::default(),
+            partition,
+            base,
+            segments: vec![Segment::Data { range, rows }],
+            leader_epoch: None,
+            hash: RandomIds.below(u64::MAX),
+        }],
+        files,
+        archived_at: now,
+        reference_time: None,
+    })
+}
+
+fn after(start: Offset, count: u64) -> Result<Offset, Failure> {
+    Ok(Offset::new(start.get() + i64::try_from(count)?)?)
+}
+
+/// A file that is as long as it says, and is never read.
+fn file(
+    partition: Partition,
+    start: Offset,
+    path: &Path,
+    now: Millis,
+) -> Result<EncodedFile, Failure> {
+    File::create(path)?.set_len(BYTES)?;
+    let range = OffsetRange::new(start, after(start, ROWS)?)?;
     let day = i32::try_from(now.0.div_euclid(86_400_000))?;
     let bounds = |offset: i64| {
         [
@@ -120,38 +167,25 @@ fn request(ledger: &Ledger, number: usize, clock: &dyn Clock) -> Result<AppendRe
     };
     let data_file = DataFileBuilder::default()
         .content(DataContentType::Data)
-        .file_path(path)
+        .file_path(format!("file://{}", path.display()))
         .file_format(DataFileFormat::Parquet)
         .partition(Struct::from_iter([Some(Literal::date(day))]))
-        .record_count(100)
-        .file_size_in_bytes(4096)
+        .record_count(ROWS)
+        .file_size_in_bytes(BYTES)
         .lower_bounds(bounds(start.get()))
-        .upper_bounds(bounds(start.get() + 99))
+        .upper_bounds(bounds(range.end().get() - 1))
         .build()?;
-    Ok(AppendRequest {
-        advances: vec![Advance {
+    Ok(EncodedFile {
+        data_file,
+        partition_spec_id: 0,
+        ranges: vec![FileRange {
             generation: Generation::FIRST,
-            identity: Identity::default(),
             partition,
-            base,
-            segments: vec![Segment::Data { range, rows: 100 }],
-            leader_epoch: None,
-            hash: RandomIds.below(u64::MAX),
+            range,
+            rows: ROWS,
         }],
-        files: vec![EncodedFile {
-            data_file,
-            partition_spec_id: 0,
-            ranges: vec![FileRange {
-                generation: Generation::FIRST,
-                partition,
-                range,
-                rows: 100,
-            }],
-            bytes: 4096,
-            rows: 100,
-        }],
-        archived_at: now,
-        reference_time: None,
+        bytes: BYTES,
+        rows: ROWS,
     })
 }
 

@@ -278,7 +278,9 @@ impl Runs {
     }
 }
 
-/// Which incarnation an era of a run is: the ledger's, or, before the ledger knows it, the one whose records came first.
+/// Which incarnation an era of a run is: the ledger's, or, where the ledger did not know the era when the run began, the one
+/// whose records came first: what a run read live and was proved to be of one incarnation may come out after another one
+/// was archived in its place. It stays with that one, and must not cross to the other.
 fn incarnation(
     state: &mut Run,
     generation: u32,
@@ -289,18 +291,21 @@ fn incarnation(
     if let Some(topic_id) = state.live.get(&generation) {
         return Some(*topic_id);
     }
-    if let Some((topic_id, _)) = log_of(ledger, generation, partition) {
-        return Some(topic_id);
+    let held = log_of(ledger, generation, partition).map(|(topic_id, _)| topic_id);
+    if held.is_some() && state.known.iter().any(|(known, _)| *known == generation) {
+        return held;
     }
     let Some((offset, digest)) = rows.first() else {
-        return brokers.current(&state.topic);
+        return held.or_else(|| brokers.current(&state.topic));
     };
     let found = brokers.incarnations(&state.topic).find(|topic_id| {
         let log = brokers.log((*topic_id, partition));
         log.is_some_and(|log| log.versions(*offset).iter().any(|v| v.digest == *digest))
-    })?;
-    state.live.insert(generation, found);
-    Some(found)
+    });
+    if let Some(found) = found {
+        state.live.insert(generation, found);
+    }
+    found.or(held)
 }
 
 /// The first batch of a partition in an era begins where archiving did, or behind a gap there.

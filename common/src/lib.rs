@@ -7,6 +7,7 @@
 //! - [`clock`]: injected time and identifiers
 //! - [`mutants`]: bugs on purpose, for tests alone
 //! - [`compute`]: where work runs that would hold up an async thread
+//! - [`units`]: how durations and sizes are written in the files of both
 //!
 //! How we talk to Kafka is `everlog-kafka` (`common/kafka`), how the table stores it all is `everlog-table`
 //! (`common/table`); both build on this crate, which needs neither librdkafka nor Iceberg.
@@ -17,6 +18,7 @@ pub mod ledger;
 pub mod mutants;
 pub mod position;
 pub mod record;
+pub mod units;
 
 pub use clock::{Clock, Ids, Millis};
 pub use ledger::{Advance, Entry, Gap, GapReason, Identity, Ledger, Segment};

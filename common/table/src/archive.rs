@@ -19,13 +19,13 @@ use everlog_common::ledger::Refusal;
 use everlog_common::{Advance, Clock, Ids, Ledger, Millis, TopicName};
 use iceberg::TableIdent;
 use iceberg::spec::TableMetadata;
-use uuid::Uuid;
 
 use crate::catalog::{
     Catalog, CatalogError, CatalogErrorKind, CreateReply, LoadedTable, parse_namespace,
 };
 use crate::files::{EncodedFile, PlannedFile};
-use crate::maintain::{ExpirySettings, Upkeep};
+use crate::handle::Handle;
+use crate::maintain::ExpirySettings;
 use crate::manifests::MergeSettings;
 use crate::schema::{self, PROPERTY_TOPIC, TableSettings, folded_table_name, table_name};
 use crate::snapshot::SharedLeases;
@@ -75,21 +75,22 @@ pub struct Archive {
 }
 
 struct Inner {
-    deps: ArchiveDeps,
+    handle: Handle,
     options: ArchiveOptions,
     topic: TopicName,
-    ident: TableIdent,
-    /// The table that was opened; another one under the same name is not ours.
-    uuid: Uuid,
-    storage: Storage,
     /// Whose turn it is to commit, and what the last one left behind.
     turn: tokio::sync::Mutex<Option<Parent>>,
-    /// Held once by every commit whose outcome may be open: nothing is deleted meanwhile.
-    open_commits: Arc<()>,
     /// Live files by manifest, of the last snapshot that was planned.
     planned: Mutex<BTreeMap<String, Arc<Vec<PlannedFile>>>>,
     leases: SharedLeases,
-    upkeep: tokio::sync::Mutex<Upkeep>,
+}
+
+impl std::ops::Deref for Inner {
+    type Target = Handle;
+
+    fn deref(&self) -> &Handle {
+        &self.handle
+    }
 }
 
 /// A commit that is on its way. Dropped, it counts as over: its caller starts again from the ledger.
@@ -263,9 +264,8 @@ impl Archive {
         if table.metadata.current_snapshot_id().is_some() {
             return Ok(self);
         }
-        let Inner {
-            deps, ident, topic, ..
-        } = &*self.inner;
+        let Inner { handle, topic, .. } = &*self.inner;
+        let Handle { deps, ident, .. } = handle;
         let clash = folded_clash(deps, ident, topic, |other, has_rows| {
             has_rows || other < ident.name()
         })
@@ -278,22 +278,8 @@ impl Archive {
 
     /// The same archive with other options, sharing nothing with the first.
     pub fn with_options(self, options: ArchiveOptions) -> Self {
-        let Inner {
-            deps,
-            topic,
-            ident,
-            uuid,
-            storage,
-            ..
-        } = &*self.inner;
-        Self::assemble(
-            deps.clone(),
-            options,
-            topic.clone(),
-            ident.clone(),
-            *uuid,
-            storage.clone(),
-        )
+        let handle = self.inner.handle.apart();
+        Self::assemble(handle, options, self.inner.topic.clone())
     }
 
     fn of_table(
@@ -317,44 +303,22 @@ impl Archive {
                 });
             }
         }
-        let opened = deps.catalog.storage_for(table).and_then(|storage| {
-            storage
-                .within(table.metadata.location())
-                .map_err(|source| CatalogError::storage("find the table's folder", source))
-        });
-        let storage = opened.map_err(|source| {
-            catalog_error(&table.ident, "cannot open the table's object store", source)
-        })?;
+        let handle = Handle::of(deps, table)?;
         Ok(Self::assemble(
-            deps,
+            handle,
             ArchiveOptions::default(),
             topic.clone(),
-            table.ident.clone(),
-            table.metadata.uuid(),
-            storage,
         ))
     }
 
-    fn assemble(
-        deps: ArchiveDeps,
-        options: ArchiveOptions,
-        topic: TopicName,
-        ident: TableIdent,
-        uuid: Uuid,
-        storage: Storage,
-    ) -> Self {
+    fn assemble(handle: Handle, options: ArchiveOptions, topic: TopicName) -> Self {
         let inner = Inner {
-            deps,
+            handle,
             options,
             topic,
-            ident,
-            uuid,
-            storage,
             turn: tokio::sync::Mutex::default(),
-            open_commits: Arc::default(),
             planned: Mutex::default(),
             leases: SharedLeases::default(),
-            upkeep: tokio::sync::Mutex::default(),
         };
         Self {
             inner: Arc::new(inner),
@@ -381,7 +345,12 @@ impl Archive {
     }
 
     pub(crate) fn store_of_files(&self) -> Storage {
-        self.inner.storage.clone()
+        self.inner.store_of_files()
+    }
+
+    /// What is the same for every kind of table.
+    pub(crate) fn handle(&self) -> &Handle {
+        &self.inner.handle
     }
 
     /// The table's state now, read from the catalog. A foreign change is an error.
@@ -421,15 +390,6 @@ impl Archive {
 
     pub(crate) fn planned_files(&self) -> &Mutex<BTreeMap<String, Arc<Vec<PlannedFile>>>> {
         &self.inner.planned
-    }
-
-    pub(crate) fn upkeep(&self) -> &tokio::sync::Mutex<Upkeep> {
-        &self.inner.upkeep
-    }
-
-    /// How many commits have an outcome that may be open.
-    pub(crate) fn open_commits(&self) -> usize {
-        Arc::strong_count(&self.inner.open_commits) - 1
     }
 
     fn table_name(&self) -> String {
@@ -485,7 +445,11 @@ fn ident_of(namespace: &str, topic: &TopicName) -> Result<TableIdent, ArchiveErr
     }
 }
 
-fn catalog_error(ident: &TableIdent, doing: &'static str, source: CatalogError) -> ArchiveError {
+pub(crate) fn catalog_error(
+    ident: &TableIdent,
+    doing: &'static str,
+    source: CatalogError,
+) -> ArchiveError {
     ArchiveError::Catalog {
         table: ident.to_string(),
         doing,

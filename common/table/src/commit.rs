@@ -301,7 +301,7 @@ impl Proposal {
             self.commit_id,
             self.isolation.as_ref(),
         );
-        properties.extend(self.counts());
+        properties.extend(counts(self.added, self.totals));
         if let Some(id) = self.accepted {
             properties.insert(ACCEPTED.to_owned(), id.to_string());
         }
@@ -317,28 +317,6 @@ impl Proposal {
             })
             .with_schema_id(base.current_schema_id())
             .build()
-    }
-
-    fn counts(&self) -> HashMap<String, String> {
-        let mut counts: HashMap<String, String> = [
-            ("added-data-files", self.added.files),
-            ("added-records", self.added.rows),
-            ("added-files-size", self.added.bytes),
-            ("changed-partition-count", self.added.partitions),
-            ("total-data-files", self.totals.files),
-            ("total-records", self.totals.rows),
-            ("total-delete-files", 0),
-            ("total-position-deletes", 0),
-            ("total-equality-deletes", 0),
-        ]
-        .into_iter()
-        .filter(|(key, count)| *count > 0 || !key.starts_with("added-"))
-        .map(|(key, count)| (key.to_owned(), count.to_string()))
-        .collect();
-        if let Some(bytes) = self.totals.bytes {
-            counts.insert("total-files-size".to_owned(), bytes.to_string());
-        }
-        counts
     }
 
     /// What the swap requires.
@@ -378,4 +356,27 @@ impl Proposal {
             },
         ]
     }
+}
+
+/// Iceberg's own counts, for a snapshot's summary.
+pub(crate) fn counts(added: Added, totals: Totals) -> HashMap<String, String> {
+    let mut counts: HashMap<String, String> = [
+        ("added-data-files", added.files),
+        ("added-records", added.rows),
+        ("added-files-size", added.bytes),
+        ("changed-partition-count", added.partitions),
+        ("total-data-files", totals.files),
+        ("total-records", totals.rows),
+        ("total-delete-files", 0),
+        ("total-position-deletes", 0),
+        ("total-equality-deletes", 0),
+    ]
+    .into_iter()
+    .filter(|(key, count)| *count > 0 || !key.starts_with("added-"))
+    .map(|(key, count)| (key.to_owned(), count.to_string()))
+    .collect();
+    if let Some(bytes) = totals.bytes {
+        counts.insert("total-files-size".to_owned(), bytes.to_string());
+    }
+    counts
 }

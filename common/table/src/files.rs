@@ -237,7 +237,8 @@ pub(crate) fn generation(value: i64) -> Option<Generation> {
     u32::try_from(value).ok().map(Generation)
 }
 
-fn pair_of(file: &DataFile, id: i32) -> Option<(i64, i64)> {
+/// A column's lowest and highest value in a file, by its manifest; none where that does not say.
+pub(crate) fn pair_of(file: &DataFile, id: i32) -> Option<(i64, i64)> {
     let lower = file.lower_bounds().get(&id).and_then(number);
     let upper = file.upper_bounds().get(&id).and_then(number);
     lower.zip(upper)

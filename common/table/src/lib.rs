@@ -6,6 +6,7 @@
 //! - [`writer`]: rows into data files
 //! - [`scan`]: data files into runs of rows
 //! - [`archive`]: the one door: state, append, pins, maintenance
+//! - [`job`]: the output table of a job, each of its versions on a branch
 //! - [`snapshot`]: a snapshot held for reading
 //! - [`maintain`]: expiry, and removal of files
 //! - [`commit`]: what a commit may do, decided from facts
@@ -20,8 +21,10 @@ pub mod codec;
 pub mod commit;
 pub mod files;
 mod footer;
+mod handle;
 #[cfg(test)]
 mod hostile;
+pub mod job;
 pub mod lease;
 pub mod maintain;
 pub mod manifests;

@@ -27,6 +27,7 @@ use iceberg::spec::MAIN_BRANCH;
 
 use crate::archive::{Archive, ArchiveError};
 use crate::catalog::{CatalogError, CatalogErrorKind, CommitReply, LoadedTable, commit_key};
+use crate::handle::Handle;
 
 pub(crate) mod plan;
 mod remove;
@@ -152,7 +153,7 @@ impl Archive {
         let mut report = MaintenanceReport::default();
         self.expire(&settings.expiry, &mut report).await?;
         if settings.removal != Removal::Off {
-            self.remove_files(settings, &mut report).await?;
+            self.handle().remove_files(settings, &mut report).await?;
         }
         Ok(report)
     }
@@ -199,9 +200,21 @@ impl Archive {
         if plan.is_empty() || found.snapshot_id.is_none() {
             return Ok(Expired::Nothing);
         }
+        self.handle().expire_planned(&table, &plan, report).await
+    }
+}
+
+impl Handle {
+    /// One swap of what was planned from exactly this state.
+    pub(crate) async fn expire_planned(
+        &self,
+        table: &LoadedTable,
+        plan: &ExpiryPlan,
+        report: &mut MaintenanceReport,
+    ) -> Result<Expired, ArchiveError> {
         // a clock that runs ahead would take leases and tags for over
         self.check_clock(None).await?;
-        match self.swap_expiry(&table, &plan).await {
+        match self.swap_expiry(table, plan).await {
             CommitReply::Committed(after) => {
                 report.snapshots_expired += plan.snapshots.len();
                 report.leases_removed += plan

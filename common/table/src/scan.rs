@@ -12,7 +12,7 @@
 mod bounds;
 mod columns;
 mod decode;
-mod guard;
+pub(crate) mod guard;
 mod open;
 
 use std::sync::Arc;
@@ -25,7 +25,8 @@ use crate::files::{FileBounds, FileRange, PlannedFile};
 use crate::schema::Column;
 use crate::storage::{Storage, StorageError, StorageErrorKind};
 use columns::FileColumns;
-use decode::{Chunk, DecodeError, Fetched};
+pub(crate) use decode::{Chunk, Chunks};
+use decode::{DecodeError, Fetched};
 
 #[cfg(test)]
 pub(crate) use open::parse as check_footer;

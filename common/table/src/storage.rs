@@ -12,7 +12,7 @@
 //!   manifest says is what is opened.
 //! * A read returns exactly the bytes asked for, or an error; never fewer.
 //! * A write that returned is complete and, on local disk, survives a power cut: file and folders are synced.
-//! * Every name is written once, since names carry UUIDs. So puts need no `If-None-Match`, may be repeated by the client
+//! * Every name is written once, since names carry UUIDs (but for [`Storage::create`], which is for names that do not). So puts need no `If-None-Match`, may be repeated by the client
 //!   after a lost reply, and the reply to a repeated conditional put (412 for one's own object, or 409 that some stores
 //!   answer when nothing landed) never has to be interpreted.
 //! * A storage that was made for a folder ([`Storage::within`]) reads, writes, lists and deletes nothing outside of it and of
@@ -41,7 +41,7 @@ use everlog_common::Millis;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use iceberg::io::FileIO;
-use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 
 pub use credentials::CredentialSource;
 pub use error::{StorageError, StorageErrorKind};
@@ -257,7 +257,8 @@ impl Storage {
         }
     }
 
-    /// Stores a whole object under a name that was never used before.
+    /// Stores a whole object under a name that was never used before. (What nobody decides anything by may be stored under
+    /// one name again and again: readers see the one or the other.)
     pub async fn put(&self, uri: &str, bytes: Bytes) -> Result<(), StorageError> {
         let (store, location) = self.open(uri)?;
         store
@@ -265,6 +266,29 @@ impl Storage {
             .await
             .map_err(|source| StorageError::from_store(uri, "put", source))?;
         Ok(())
+    }
+
+    /// Stores a whole object unless there is one of that name already: then `false`, and nothing changed. Of several
+    /// callers only one ever gets `true`. On local disk the name shows the whole content or is not there, whenever the
+    /// power fails.
+    ///
+    /// `false` may also mean this very call's own object, where the store's reply was lost and the client asked again: a
+    /// caller to whom that matters reads it and compares.
+    pub async fn create(&self, uri: &str, bytes: Bytes) -> Result<bool, StorageError> {
+        let (store, location) = self.open(uri)?;
+        let payload = PutPayload::from_bytes(bytes);
+        match store
+            .put_opts(&location.key, payload, PutMode::Create.into())
+            .await
+        {
+            Ok(_) => Ok(true),
+            // S3 answers 409 where another conditional put of the name is under way; the client tells it as the first.
+            Err(
+                object_store::Error::AlreadyExists { .. }
+                | object_store::Error::Precondition { .. },
+            ) => Ok(false),
+            Err(source) => Err(StorageError::from_store(uri, "create", source)),
+        }
     }
 
     /// Begins an object that is written piece by piece. It becomes visible with [`Upload::finish`].

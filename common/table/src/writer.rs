@@ -37,6 +37,8 @@ use data_file::TablePartition;
 use encode::{EncodeError, FinishedFile, Job};
 use sink::{PIECES_IN_FLIGHT, Piece};
 
+pub(crate) use row_group::checked_chunks;
+pub(crate) use settings::compression;
 pub use threads::SpareThreads;
 
 /// One file shall have so many bytes, unless configured.
@@ -164,7 +166,7 @@ pub async fn write_files(
         table: table(),
         what,
     };
-    let compression = settings::compression(metadata.properties()).map_err(invalid)?;
+    let compression = compression(metadata.properties()).map_err(invalid)?;
     let (partitions, groups) = by_table_partition(&request)?;
     let job = Job {
         columns: columns.clone(),

@@ -21,10 +21,6 @@ use crate::manifests::{self, Target};
 
 /// Attempts of one append, each on a new parent.
 const ATTEMPTS_MAX: u32 = 24;
-/// First wait before another attempt; doubles, with jitter.
-const BACKOFF_FIRST: Duration = Duration::from_millis(40);
-/// Longest wait before another attempt.
-const BACKOFF_MAX: Duration = Duration::from_secs(2);
 /// Reads of the table to learn what became of an attempt, per call.
 const SETTLE_ROUNDS: u32 = 7;
 /// So many reads find the table unmoved before a neutral commit moves it.
@@ -606,27 +602,9 @@ impl Archive {
         matches!(reply, CommitReply::Committed(_))
     }
 
-    /// Refuses while this machine's clock is ahead of the catalog's, or of `reference`: a snapshot would get a time that
-    /// all later ones have to follow, and leases would look as if they were over. What the catalog said may be old (a
-    /// machine that slept does not count the seconds), so it is asked before this is believed.
+    /// Refuses while this machine's clock is ahead, see [`crate::handle::Handle::check_clock`].
     pub(crate) async fn check_clock(&self, reference: Option<Millis>) -> Result<(), ArchiveError> {
-        let deps = &self.inner.deps;
-        let known = deps.catalog.server_time();
-        if commit::clock_ahead(deps.clock.now(), known).is_some() {
-            self.load().await?;
-        }
-        let times = [reference, deps.catalog.server_time()];
-        let Some(reference) = times.into_iter().flatten().min() else {
-            return Ok(());
-        };
-        match commit::clock_ahead(deps.clock.now(), Some(reference)) {
-            None => Ok(()),
-            Some(ahead) => Err(ArchiveError::ClockAhead {
-                table: self.table_name(),
-                reference,
-                ahead_ms: u64::try_from(ahead.as_millis()).unwrap_or(u64::MAX),
-            }),
-        }
+        self.inner.check_clock(reference).await
     }
 
     /// H30: files that waited long, for instance through an outage of the catalog, may have met orphan removal.
@@ -661,15 +639,9 @@ impl Archive {
         Ok(())
     }
 
-    /// Waits before the next attempt: exponential, with full jitter on its upper half.
+    /// Waits before the next attempt.
     pub(crate) async fn back_off(&self, attempt: u32) {
-        let whole = BACKOFF_FIRST
-            .saturating_mul(1 << attempt.min(10))
-            .min(BACKOFF_MAX);
-        let half = whole / 2;
-        let millis = u64::try_from(half.as_millis()).unwrap_or(0);
-        let jitter = Duration::from_millis(self.inner.deps.ids.below(millis + 1));
-        self.inner.deps.clock.sleep(half + jitter).await;
+        self.inner.back_off(attempt).await;
     }
 }
 

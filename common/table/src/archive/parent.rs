@@ -1,10 +1,10 @@
 //! The state that a commit is derived from, loaded and checked.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use everlog_common::Ledger;
 use iceberg::spec::{
-    FormatVersion, MAIN_BRANCH, ManifestFile, SnapshotReference, SnapshotRetention, TableMetadata,
+    MAIN_BRANCH, ManifestFile, SnapshotReference, SnapshotRetention, TableMetadata,
 };
 
 use super::{Archive, ArchiveError};
@@ -44,52 +44,10 @@ impl Parent {
     }
 }
 
-/// Every branch and tag. The library keeps them to itself, except in what it serializes.
-fn refs_of(
-    metadata: &TableMetadata,
-) -> Result<BTreeMap<String, SnapshotReference>, serde_json::Error> {
-    #[derive(serde::Deserialize)]
-    struct Refs {
-        #[serde(default)]
-        refs: HashMap<String, SnapshotReference>,
-    }
-    let json = serde_json::to_vec(metadata)?;
-    let Refs { refs } = serde_json::from_slice(&json)?;
-    Ok(refs.into_iter().collect())
-}
-
 impl Archive {
     /// Reads the table, and makes sure that it is still the one that was opened.
     pub(crate) async fn load(&self) -> Result<LoadedTable, ArchiveError> {
-        let loaded = self
-            .inner
-            .deps
-            .catalog
-            .load(&self.inner.ident)
-            .await
-            .map_err(|source| self.catalog_error("cannot read the table", source))?;
-        let replaced = |what: &str| ArchiveError::Replaced {
-            table: self.table_name(),
-            what: what.to_owned(),
-        };
-        let table = loaded.ok_or_else(|| replaced("the table was dropped"))?;
-        if table.metadata.uuid() != self.inner.uuid {
-            return Err(replaced("the table was dropped and made anew"));
-        }
-        self.check_format(&table.metadata)?;
-        Ok(table)
-    }
-
-    fn check_format(&self, metadata: &TableMetadata) -> Result<(), ArchiveError> {
-        match metadata.format_version() {
-            FormatVersion::V2 => Ok(()),
-            other => Err(ArchiveError::Unsupported {
-                table: self.table_name(),
-                what: format!(
-                    "it has Iceberg format {other}, everlog reads and writes format v2; restore the table from before the upgrade"
-                ),
-            }),
-        }
+        self.inner.load().await
     }
 
     /// Every branch and tag of a state.
@@ -97,11 +55,7 @@ impl Archive {
         &self,
         metadata: &TableMetadata,
     ) -> Result<BTreeMap<String, SnapshotReference>, ArchiveError> {
-        refs_of(metadata).map_err(|source| ArchiveError::Corrupt {
-            table: self.table_name(),
-            what: "its branches and tags cannot be read".to_owned(),
-            source: Some(Box::new(source)),
-        })
+        self.inner.refs(metadata)
     }
 
     /// The ledger of a snapshot of this very state (the head of main where `at` is none); counts rows where a foreign
@@ -125,7 +79,7 @@ impl Archive {
             }
             let storage = self.store_of_files();
             let list = self.read_list(&storage, table, snapshot_id).await?;
-            let totals = self.totals(&storage, snapshot_id, &list).await?;
+            let totals = self.inner.totals(&storage, snapshot_id, &list).await?;
             counted.insert(snapshot_id, totals.rows);
         }
     }
@@ -146,20 +100,6 @@ impl Archive {
         manifests::read_list(storage, snapshot, table.metadata.format_version())
             .await
             .map_err(|problem| ArchiveError::of_manifest(&self.table_name(), snapshot_id, problem))
-    }
-
-    async fn totals(
-        &self,
-        storage: &Storage,
-        snapshot_id: i64,
-        list: &[ManifestFile],
-    ) -> Result<Totals, ArchiveError> {
-        match manifests::totals(list) {
-            Some(totals) => Ok(totals),
-            None => manifests::count(storage, list).await.map_err(|problem| {
-                ArchiveError::of_manifest(&self.table_name(), snapshot_id, problem)
-            }),
-        }
     }
 
     /// What the next commit goes on, read from the catalog.
@@ -223,7 +163,11 @@ impl Archive {
         }
         let snapshot = head.and_then(|id| table.metadata.snapshot_by_id(id));
         let mut totals = match head {
-            Some(head) => self.totals(&self.store_of_files(), head, &list).await?,
+            Some(head) => {
+                self.inner
+                    .totals(&self.store_of_files(), head, &list)
+                    .await?
+            }
             None => Totals {
                 bytes: Some(0),
                 ..Totals::default()
@@ -299,8 +243,7 @@ impl std::fmt::Debug for super::Inner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Archive")
             .field("topic", &self.topic)
-            .field("table", &self.ident)
-            .field("uuid", &self.uuid)
+            .field("handle", &self.handle)
             .finish_non_exhaustive()
     }
 }

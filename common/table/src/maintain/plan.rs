@@ -12,12 +12,12 @@ use crate::lease::{self, GUARD};
 use crate::summary::{LEDGER, LEDGER_SNAPSHOT_ID, ancestry};
 
 /// Snapshots of main that stay even where the metadata is larger than it should be.
-const COUNT_FLOOR: usize = 5;
+pub(crate) const COUNT_FLOOR: usize = 5;
 /// At most so many snapshots go in one swap: the others go in the next.
 const EXPIRE_AT_ONCE: usize = 256;
 /// What belongs to no branch is somebody's work in progress, or what a rolled-back main left behind: it stays as long as
 /// Iceberg's own default.
-const LOOSE_AGE_MAX: Duration = Duration::from_hours(120);
+pub(crate) const LOOSE_AGE_MAX: Duration = Duration::from_hours(120);
 
 /// What one swap expires.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -39,6 +39,48 @@ impl ExpiryPlan {
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
         self.snapshots.is_empty() && self.tags.is_empty()
+    }
+
+    pub(crate) fn nothing(guard: Option<i64>) -> Self {
+        Self {
+            guard,
+            ..Self::default()
+        }
+    }
+
+    /// The oldest of these snapshots go, as many as one swap takes, and these tags.
+    pub(crate) fn of(
+        metadata: &TableMetadata,
+        refs: &BTreeMap<String, SnapshotReference>,
+        snapshots: &[&SnapshotRef],
+        tags: Vec<String>,
+        guard: Option<i64>,
+    ) -> Self {
+        let ids: Vec<i64> = snapshots
+            .iter()
+            .take(EXPIRE_AT_ONCE)
+            .map(|s| s.snapshot_id())
+            .collect();
+        let having = |id: &i64| ids.contains(id);
+        Self {
+            statistics: metadata
+                .statistics_iter()
+                .map(|file| file.snapshot_id)
+                .filter(having)
+                .collect(),
+            partition_statistics: metadata
+                .partition_statistics_iter()
+                .map(|file| file.snapshot_id)
+                .filter(having)
+                .collect(),
+            snapshots: ids,
+            tags,
+            guard,
+            refs: refs
+                .iter()
+                .map(|(name, reference)| (name.clone(), reference.snapshot_id))
+                .collect(),
+        }
     }
 
     /// What the swap requires, beside the table's identity and main: that every branch and tag is where it was, and that
@@ -119,51 +161,28 @@ pub fn plan_expiry(
     settings: &ExpirySettings,
 ) -> ExpiryPlan {
     let guard = refs.get(GUARD).map(|reference| reference.snapshot_id);
-    if metadata
-        .properties()
-        .get("gc.enabled")
-        .is_some_and(|enabled| enabled.eq_ignore_ascii_case("false"))
-    {
-        return ExpiryPlan {
-            guard,
-            ..ExpiryPlan::default()
-        };
+    if is_off(metadata) {
+        return ExpiryPlan::nothing(guard);
     }
     let tags = lapsed(refs, now);
     let kept = protected(metadata, refs, &tags);
     let mut snapshots = of_main(metadata, &kept, now, settings);
     snapshots.extend(loose(metadata, &kept, now, settings));
     snapshots.sort_by_key(|snapshot| snapshot.sequence_number());
-    let ids: Vec<i64> = snapshots
-        .iter()
-        .take(EXPIRE_AT_ONCE)
-        .map(|s| s.snapshot_id())
-        .collect();
-    let having = |id: &i64| ids.contains(id);
-    ExpiryPlan {
-        statistics: metadata
-            .statistics_iter()
-            .map(|file| file.snapshot_id)
-            .filter(having)
-            .collect(),
-        partition_statistics: metadata
-            .partition_statistics_iter()
-            .map(|file| file.snapshot_id)
-            .filter(having)
-            .collect(),
-        snapshots: ids,
-        tags,
-        guard,
-        refs: refs
-            .iter()
-            .map(|(name, reference)| (name.clone(), reference.snapshot_id))
-            .collect(),
-    }
+    ExpiryPlan::of(metadata, refs, &snapshots, tags, guard)
+}
+
+/// Whether the table says that nothing expires.
+pub(crate) fn is_off(metadata: &TableMetadata) -> bool {
+    metadata
+        .properties()
+        .get("gc.enabled")
+        .is_some_and(|enabled| enabled.eq_ignore_ascii_case("false"))
 }
 
 /// Leases whose deadline has passed. The guard goes in a swap of its own time, when no lease is left: its snapshot is
 /// protected in that swap, since a new lease may rest on nothing but the guard.
-fn lapsed(refs: &BTreeMap<String, SnapshotReference>, now: Millis) -> Vec<String> {
+pub(crate) fn lapsed(refs: &BTreeMap<String, SnapshotReference>, now: Millis) -> Vec<String> {
     let mut tags: Vec<String> = refs
         .keys()
         .filter(|tag| lease::deadline_of(tag).is_some_and(|deadline| deadline < now))
@@ -266,7 +285,7 @@ fn size_over(metadata: &TableMetadata, settings: &ExpirySettings) -> bool {
 }
 
 /// About how large a snapshot is in the metadata file, its line in the snapshot log included.
-fn snapshot_bytes(snapshot: &SnapshotRef) -> u64 {
+pub(crate) fn snapshot_bytes(snapshot: &SnapshotRef) -> u64 {
     let summary: usize = snapshot
         .summary()
         .additional_properties
@@ -281,7 +300,7 @@ fn escaped_len(value: &str) -> usize {
     value.len() + value.bytes().filter(|b| *b == b'"' || *b == b'\\').count()
 }
 
-fn base_bytes(metadata: &TableMetadata) -> u64 {
+pub(crate) fn base_bytes(metadata: &TableMetadata) -> u64 {
     let properties: usize = metadata
         .properties()
         .iter()

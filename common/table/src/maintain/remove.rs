@@ -11,9 +11,10 @@ use futures::{StreamExt, TryStreamExt};
 use iceberg::spec::{ManifestFile, SnapshotRef, TableMetadata};
 
 use super::{MaintenanceReport, MaintenanceSettings, Removal};
-use crate::archive::{Archive, ArchiveError, metadata_folder};
+use crate::archive::{ArchiveError, metadata_folder};
 use crate::catalog::{LoadedTable, MetadataOwner};
 use crate::files::{data_folder, is_metadata_file, is_table_file};
+use crate::handle::Handle;
 use crate::manifests::{self, ManifestError};
 use crate::storage::{Storage, StorageError, StorageErrorKind, StoredObject};
 
@@ -141,8 +142,8 @@ enum Past {
     Unknown,
 }
 
-impl Archive {
-    pub(super) async fn remove_files(
+impl Handle {
+    pub(crate) async fn remove_files(
         &self,
         settings: &MaintenanceSettings,
         report: &mut MaintenanceReport,

@@ -24,7 +24,7 @@ const BATCH_ROWS_MAX: u64 = 16 << 10;
 
 /// One column chunk as it was fetched.
 #[derive(Debug, Clone)]
-pub(super) struct Chunk {
+pub(crate) struct Chunk {
     pub(super) start: u64,
     pub(super) bytes: Bytes,
     /// What the footer says its bytes come to.
@@ -212,13 +212,29 @@ fn strings(array: &ArrayRef) -> Option<BinaryArray> {
     }
 }
 
+impl Chunk {
+    /// Bytes from a position on, without a checksum.
+    pub(crate) fn new(start: u64, bytes: Bytes) -> Self {
+        Self {
+            start,
+            bytes,
+            checksum: None,
+        }
+    }
+}
+
 /// The fetched parts of a file, as if it was there.
-struct Chunks {
+pub(crate) struct Chunks {
     chunks: Vec<Chunk>,
     file_bytes: u64,
 }
 
 impl Chunks {
+    /// Parts of a file of so many bytes.
+    pub(crate) fn new(chunks: Vec<Chunk>, file_bytes: u64) -> Self {
+        Self { chunks, file_bytes }
+    }
+
     /// The bytes from `start` to the end of the chunk that has it.
     fn from(&self, start: u64) -> parquet::errors::Result<Bytes> {
         let found = self.chunks.iter().find_map(|chunk| {

@@ -2,7 +2,7 @@
 //! bytes can ask for more than the machine has, which ends the process. Here every element must be there.
 
 /// Footers larger than this are refused.
-pub(super) const FOOTER_BYTES_MAX: usize = 32 << 20;
+pub(crate) const FOOTER_BYTES_MAX: usize = 32 << 20;
 /// Structures in a footer; each costs the parser a few hundred bytes.
 const STRUCTS_MAX: usize = 2_000_000;
 /// Columns and groups of columns. They may nest, and the parser recurses.
@@ -13,7 +13,7 @@ const DEPTH_MAX: usize = 16;
 const SCHEMA_FIELD: i16 = 2;
 
 /// Whether a footer holds what it claims to hold, and no more than is reasonable.
-pub(super) fn check(footer: &[u8]) -> Result<(), &'static str> {
+pub(crate) fn check(footer: &[u8]) -> Result<(), &'static str> {
     let mut walker = Walker {
         rest: footer,
         structs: 0,

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fmt::{Debug, Display};
 use std::fs::File;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write as _};
 use std::ops::Range;
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,7 +18,7 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{
     CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, UploadPart,
+    PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, UploadPart,
 };
 
 use everlog_common::Millis;
@@ -28,6 +28,8 @@ use crate::files::is_table_file;
 
 /// Folders remembered as synced up to the root; beyond that many, they are synced anew.
 const KNOWN_FOLDERS_MAX: usize = 16_384;
+/// Processes that may have been killed while they wrote the same file.
+const STAGED_MAX: u32 = 1_000;
 
 /// The local file system, with writes that are on disk when they return.
 #[derive(Debug)]
@@ -97,6 +99,74 @@ impl Syncer {
         }
         known.insert(folder.to_path_buf());
         Ok(())
+    }
+}
+
+impl DurableFiles {
+    /// The library gives a new file its name before anything of it is synced: after a power cut the name could stand for half a
+    /// file, and no one may write to it again. Here the content is on disk first.
+    async fn create(&self, location: &Path, payload: PutPayload) -> Result<PutResult> {
+        let path = self.files.path_to_filesystem(location)?;
+        let syncer = Arc::clone(&self.syncer);
+        let created = tokio::task::spawn_blocking(move || {
+            create_now(&path, &payload).and_then(|is_new| {
+                // Also where it was there already: whoever wrote it may have lost power before its folder was synced.
+                let synced = syncer.sync_now(&path).map_err(std::io::Error::other);
+                synced.map(|()| is_new)
+            })
+        });
+        match created.await? {
+            Ok(true) => Ok(PutResult {
+                e_tag: None,
+                version: None,
+            }),
+            Ok(false) => Err(object_store::Error::AlreadyExists {
+                path: location.to_string(),
+                source: "there is a file of that name".into(),
+            }),
+            Err(error) => Err(object_store::Error::Generic {
+                store: "local files",
+                source: Box::new(error),
+            }),
+        }
+    }
+}
+
+/// Whether the file is new. Beside it there is a file `NAME#N` until it is complete, which listings do not show.
+fn create_now(path: &FilePath, payload: &PutPayload) -> std::io::Result<bool> {
+    let folder = path.parent().unwrap_or(FilePath::new("/"));
+    std::fs::create_dir_all(folder)?;
+    let (staged, mut file) = stage(path)?;
+    let mut write = || -> std::io::Result<()> {
+        for chunk in payload {
+            file.write_all(chunk)?;
+        }
+        file.sync_all()
+    };
+    // A link, unlike a renaming, never replaces.
+    let linked = write().and_then(|()| std::fs::hard_link(&staged, path));
+    let removed = std::fs::remove_file(&staged);
+    match linked {
+        Ok(()) => removed.map(|()| true),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// A file of our own beside `path`.
+fn stage(path: &FilePath) -> std::io::Result<(PathBuf, File)> {
+    let mut number = 1u32;
+    loop {
+        let mut name = path.as_os_str().to_owned();
+        name.push(format!("#{number}"));
+        match File::create_new(&name) {
+            Ok(file) => return Ok((name.into(), file)),
+            // Another's, or left by a process that was killed.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists && number < STAGED_MAX => {
+                number += 1;
+            }
+            Err(error) => return Err(error),
+        }
     }
 }
 
@@ -174,6 +244,9 @@ impl ObjectStore for DurableFiles {
         payload: PutPayload,
         opts: PutOptions,
     ) -> Result<PutResult> {
+        if opts.mode == PutMode::Create {
+            return self.create(location, payload).await;
+        }
         let result = self.files.put_opts(location, payload, opts).await?;
         self.syncer
             .sync(self.files.path_to_filesystem(location)?)

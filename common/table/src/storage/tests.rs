@@ -70,6 +70,34 @@ async fn names_with_spaces_percent_signs_and_unicode_come_back_as_written() {
 }
 
 #[tokio::test]
+async fn of_many_that_create_an_object_one_does_and_it_stays_whole() {
+    let folder = tempfile::tempdir().expect("folder");
+    let uri = format!("{}/new/folder/0001.epoch", folder.path().display());
+    for storage in [local(), Storage::from_store(Arc::new(InMemory::new()))] {
+        let ask = |n: u8| {
+            let (storage, uri) = (storage.clone(), uri.clone());
+            async move {
+                let bytes = Bytes::from(vec![n; MIB]);
+                storage.create(&uri, bytes).await.expect("create")
+            }
+        };
+        let created = futures::future::join_all((0..16).map(ask)).await;
+        assert_eq!(created.iter().filter(|is_new| **is_new).count(), 1);
+        let winner = created.iter().position(|is_new| *is_new).expect("one");
+        let there = storage.get(&uri).await.expect("there");
+        assert!(there.len() == MIB && there.iter().all(|b| usize::from(*b) == winner));
+        let listed = uris(&storage, &format!("{}/new", folder.path().display())).await;
+        assert_eq!(
+            listed,
+            BTreeSet::from([uri.clone()]),
+            "nothing else is left"
+        );
+    }
+    let left = std::fs::read_dir(folder.path().join("new/folder")).expect("folder");
+    assert_eq!(left.count(), 1);
+}
+
+#[tokio::test]
 async fn what_is_missing_is_not_found_and_can_be_deleted() {
     let folder = tempfile::tempdir().expect("folder");
     let uri = format!("{}/no/such/file", folder.path().display());

@@ -12,9 +12,9 @@ const BEGINNING_MAX: usize = 18;
 
 /// A column chunk whose pages carry checksums, and how it is to be described.
 #[derive(Debug)]
-pub(super) struct CheckedChunk {
-    pub(super) bytes: Vec<u8>,
-    pub(super) close: ColumnCloseResult,
+pub(crate) struct CheckedChunk {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) close: ColumnCloseResult,
 }
 
 /// Adds a checksum to every page of a chunk. `close` must describe `chunk` with positions counted from its first byte.

@@ -103,7 +103,7 @@ impl<'a> RowGroupEncoder<'a> {
             fail::fail_point!("writer::mid_row_group", |_| Err(EncodeError::FailPoint));
         }
         Ok(EncodedRowGroup {
-            chunks: self.finish(writers)?,
+            chunks: checked_chunks(writers, &self.schema, &self.properties)?,
             covered,
             metrics,
         })
@@ -137,41 +137,45 @@ impl<'a> RowGroupEncoder<'a> {
         }
         Ok(())
     }
+}
 
-    /// Finishes the columns. They go through a file in memory, the one way to get at their bytes.
-    fn finish(&self, writers: Vec<ArrowColumnWriter>) -> Result<Vec<CheckedChunk>, EncodeError> {
-        let finished: Vec<_> = writers
-            .into_iter()
-            .map(ArrowColumnWriter::close)
-            .collect::<Result<_, _>>()?;
-        // a buffer that grows would hold half as much again for a moment
-        let bytes: u64 = finished.iter().map(|c| c.close().bytes_written).sum();
-        let room = usize::try_from(bytes).unwrap_or(0) + FOOTER_BYTES;
-        let mut memory = SerializedFileWriter::new(
-            Vec::with_capacity(room),
-            Arc::clone(&self.schema),
-            Arc::clone(&self.properties),
-        )?;
-        let mut row_group = memory.next_row_group()?;
-        let mut closes = Vec::with_capacity(finished.len());
-        for chunk in finished {
-            closes.push(chunk.close().clone());
-            chunk.append_to_row_group(&mut row_group)?;
-        }
-        let placed = row_group.close()?;
-        let memory = memory.into_inner()?;
-        let mut chunks = Vec::with_capacity(closes.len());
-        for (close, column) in closes.into_iter().zip(placed.columns()) {
-            let (start, len) = column.byte_range();
-            let chunk = usize::try_from(start)
-                .ok()
-                .zip(usize::try_from(start + len).ok())
-                .and_then(|(from, to)| memory.get(from..to))
-                .ok_or_else(|| ParquetError::General("column chunk is not there".to_owned()))?;
-            chunks.push(with_checksums(chunk, close)?);
-        }
-        Ok(chunks)
+/// Finishes the columns of a row group. They go through a file in memory, the one way to get at their bytes.
+pub(crate) fn checked_chunks(
+    writers: Vec<ArrowColumnWriter>,
+    schema: &TypePtr,
+    properties: &Arc<WriterProperties>,
+) -> Result<Vec<CheckedChunk>, ParquetError> {
+    let finished: Vec<_> = writers
+        .into_iter()
+        .map(ArrowColumnWriter::close)
+        .collect::<Result<_, _>>()?;
+    // a buffer that grows would hold half as much again for a moment
+    let bytes: u64 = finished.iter().map(|c| c.close().bytes_written).sum();
+    let room = usize::try_from(bytes).unwrap_or(0) + FOOTER_BYTES;
+    let mut memory = SerializedFileWriter::new(
+        Vec::with_capacity(room),
+        Arc::clone(schema),
+        Arc::clone(properties),
+    )?;
+    let mut row_group = memory.next_row_group()?;
+    let mut closes = Vec::with_capacity(finished.len());
+    for chunk in finished {
+        closes.push(chunk.close().clone());
+        chunk.append_to_row_group(&mut row_group)?;
     }
+    let placed = row_group.close()?;
+    let memory = memory.into_inner()?;
+    let mut chunks = Vec::with_capacity(closes.len());
+    for (close, column) in closes.into_iter().zip(placed.columns()) {
+        let (start, len) = column.byte_range();
+        let chunk = usize::try_from(start)
+            .ok()
+            .zip(usize::try_from(start + len).ok())
+            .and_then(|(from, to)| memory.get(from..to))
+            .ok_or_else(|| ParquetError::General("column chunk is not there".to_owned()))?;
+        chunks.push(with_checksums(chunk, close)?);
+    }
+    Ok(chunks)
 }
 
 /// The first offset that a slice covers: of the item's first rows, where the item begins.

@@ -20,7 +20,7 @@ const CODEC: &str = "write.parquet.compression-codec";
 const LEVEL: &str = "write.parquet.compression-level";
 
 /// The compression that the table's properties ask for; zstd at level 1 where they do not.
-pub(super) fn compression(properties: &HashMap<String, String>) -> Result<Compression, String> {
+pub(crate) fn compression(properties: &HashMap<String, String>) -> Result<Compression, String> {
     let codec = properties.get(CODEC).map_or("zstd", String::as_str);
     let level: Option<u32> = properties
         .get(LEVEL)

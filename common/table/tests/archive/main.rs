@@ -8,6 +8,7 @@
 mod accept;
 mod append;
 mod foreign;
+mod jobs;
 mod leases;
 mod locations;
 mod maintenance;

@@ -37,8 +37,10 @@ mod probe;
 mod properties;
 mod reader;
 mod slots;
+mod transactions;
 mod worker;
 
 pub use self::ffi::BrokerWatch;
 pub use self::log::KafkaLog;
 pub use self::properties::for_other_clients;
+pub use self::transactions::{TransactionError, TransactionalProducer};

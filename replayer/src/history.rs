@@ -72,6 +72,8 @@ pub(crate) struct History {
     rows_out: u64,
     /// Partitions that ended before the asked timestamp was reached.
     stopped: BTreeSet<Partition>,
+    /// Partitions that are held back.
+    held: BTreeSet<Partition>,
     /// Only files and row groups that may hold a record at or after this (milliseconds).
     only_from: Option<i64>,
 }
@@ -93,6 +95,7 @@ impl History {
             current: None,
             rows_out: 0,
             stopped: BTreeSet::new(),
+            held: BTreeSet::new(),
             only_from: None,
         }
     }
@@ -107,8 +110,28 @@ impl History {
         &self.stopped
     }
 
-    /// The next item; none at the end. Cancel-safe.
-    pub(crate) async fn next(&mut self) -> Result<Option<HistoryItem>, ReplayError> {
+    /// Holds these partitions back from now on, and no others: see [`Assembly::hold`].
+    pub(crate) fn hold(&mut self, held: &BTreeSet<Partition>) {
+        self.held.clone_from(held);
+        if let Some(current) = &mut self.current {
+            current.assembly.hold(held);
+        }
+    }
+
+    /// Whether the generation that is being read has more of `partition`.
+    pub(crate) fn has_more(&self, partition: Partition) -> bool {
+        match (&self.current, self.phases.front()) {
+            (Some(current), _) => current.assembly.has_more(partition),
+            (None, Some(next)) => {
+                next.lanes.contains_key(&partition) && !self.stopped.contains(&partition)
+            }
+            (None, None) => false,
+        }
+    }
+
+    /// The next item; none at the end. Cancel-safe. `stays`: in the generation that it is in, since something of it waits
+    /// to be handed out. Where all that is left (or all of the generation) is held back, no item comes.
+    pub(crate) async fn next(&mut self, stays: bool) -> Result<Option<HistoryItem>, ReplayError> {
         loop {
             let Some(current) = self.current.as_mut() else {
                 match self.phases.pop_front() {
@@ -137,12 +160,16 @@ impl History {
                     })));
                 }
                 Ok(Ready::Gap(gap)) => return Ok(Some(HistoryItem::Gap(gap))),
+                Ok(Ready::Finished) if stays => return std::future::pending().await,
                 Ok(Ready::Finished) => {
                     self.stopped.extend(current.assembly.stopped());
                     self.current = None;
                 }
                 Ok(Ready::Waiting) => {
                     current.scanner.start(&mut current.assembly);
+                    if current.scanner.is_idle() && !self.held.is_empty() {
+                        return std::future::pending().await;
+                    }
                     let reply = current.scanner.reply().await?;
                     let accepted = match reply {
                         Reply::Opened(node, groups) => {
@@ -168,9 +195,11 @@ impl History {
         let files = reading.files.iter().enumerate();
         let facts =
             files.filter_map(|(i, f)| facts::of_file(i, f, phase.generation, self.only_from));
+        let mut assembly = Assembly::new(phase.lanes, facts, reading.order, limits);
+        assembly.hold(&self.held);
         Current {
             generation: phase.generation,
-            assembly: Assembly::new(phase.lanes, facts, reading.order, limits),
+            assembly,
             scanner: Scanner::new(reading.clone(), phase.generation, self.only_from),
         }
     }

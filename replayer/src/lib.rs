@@ -18,6 +18,7 @@
 //!   skipped.
 //! - Any file layout is read right, also after another engine rewrote the files; memory is bounded by the request, or by
 //!   one row group of the files, where that is larger.
+//! - [`EventStream::hold`] changes who comes first, and nothing else: for who has to keep event time together.
 //! - [`EventStream::positions`] is one value at every instant, in mid-switch too: a replay resumed from any of them equals
 //!   one that was never interrupted.
 //!
@@ -77,4 +78,4 @@ pub use output::{OutputError, OutputTarget};
 pub use progress::Progress;
 pub use request::{From, OnGap, Order, ReplayRequest, RequestError, Until};
 pub use session::{Session, SessionError, SessionOptions, Step, Summary};
-pub use stream::{Components, EventStream};
+pub use stream::{Advance, Components, EventStream};

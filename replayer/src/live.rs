@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use everlog_common::mutants::Mutant;
 use everlog_common::{
-    Clock, EventBatch, Generation, Identity, LogBounds, Offset, OffsetRange, Partition, Positions,
-    Source, TopicName, TopicPartition,
+    Clock, EventBatch, Generation, Identity, LogBounds, Offset, OffsetRange, Partition, Position,
+    Positions, Source, TopicName, TopicPartition,
 };
 use everlog_kafka::{
     Isolation, Log, LogError, LogReader, Membership, PartitionFault, ReaderEvent, ReaderOptions,
@@ -135,6 +135,17 @@ impl Cluster {
         Ok(bounds)
     }
 
+    /// Where the logs of these partitions end now, as far as that is answered.
+    pub(crate) async fn ends(
+        &self,
+        partitions: &BTreeSet<Partition>,
+    ) -> Result<BTreeMap<Partition, Offset>, LogError> {
+        let all: Vec<TopicPartition> = partitions.iter().map(|p| self.partition(*p)).collect();
+        let bounds = self.log.bounds(&all, self.isolation).await?;
+        let ends = bounds.into_iter().map(|(tp, b)| (tp.partition, b.end));
+        Ok(ends.collect())
+    }
+
     /// Whose log it is now; none where the topic does not exist. The topic's id alone is one request, and enough while the
     /// cluster is known: no other cluster has it.
     pub(crate) async fn look(&self, whole: bool) -> Result<Option<Identity>, LogError> {
@@ -230,6 +241,31 @@ pub(crate) struct Tailer {
     clock: Arc<dyn Clock>,
     next: BTreeMap<Partition, Offset>,
     starts: BTreeMap<Partition, StartAt>,
+    /// Where the logs end, as was said last.
+    ends: BTreeMap<Partition, Offset>,
+    paused: BTreeSet<Partition>,
+}
+
+/// What a tailer is to read from now on.
+#[derive(Debug, Default)]
+pub(crate) struct Adjustment {
+    /// Partitions that are not fetched for now; what was fetched may still come.
+    pub(crate) pause: BTreeSet<Partition>,
+    /// Paused ones that are fetched again.
+    pub(crate) resume: BTreeSet<Partition>,
+    /// Partitions of which nothing comes until they are added again.
+    pub(crate) leave: BTreeSet<Partition>,
+    /// Partitions to begin with.
+    pub(crate) add: BTreeMap<Partition, StartAt>,
+}
+
+impl Adjustment {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.pause.is_empty()
+            && self.resume.is_empty()
+            && self.leave.is_empty()
+            && self.add.is_empty()
+    }
 }
 
 impl Tailer {
@@ -256,6 +292,8 @@ impl Tailer {
             clock: Arc::clone(&cluster.clock),
             next: BTreeMap::new(),
             starts: BTreeMap::new(),
+            ends: BTreeMap::new(),
+            paused: BTreeSet::new(),
         };
         tailer.add(starts, reached).await?;
         Ok(tailer)
@@ -271,8 +309,73 @@ impl Tailer {
         &self.starts
     }
 
+    /// The partitions that it does not fetch for now.
+    pub(crate) fn paused(&self) -> &BTreeSet<Partition> {
+        &self.paused
+    }
+
+    /// Whether it reads `partition`, paused or not.
+    pub(crate) fn reads(&self, partition: Partition) -> bool {
+        self.next.contains_key(&partition)
+    }
+
+    /// Whether more of `partition` than up to `at` came from the log.
+    pub(crate) fn is_beyond(&self, partition: Partition, at: Position) -> bool {
+        at.generation == self.generation
+            && self.next.get(&partition).is_some_and(|n| *n > at.offset)
+    }
+
+    /// Whether the log of `partition` ended at `at` when it was asked last, and nothing came since.
+    pub(crate) fn is_at_end(&self, partition: Partition, at: Position) -> bool {
+        at.generation == self.generation
+            && self.next.get(&partition) == Some(&at.offset)
+            && self.ends.get(&partition) == Some(&at.offset)
+    }
+
+    /// Logs end here, or farther on.
+    pub(crate) fn heard_ends(&mut self, ends: impl IntoIterator<Item = (Partition, Offset)>) {
+        for (partition, end) in ends {
+            let known = self.ends.entry(partition).or_insert(end);
+            *known = end.max(*known);
+        }
+    }
+
+    /// Changes what is read. Not cancel-safe.
+    pub(crate) async fn adjust(
+        &mut self,
+        change: Adjustment,
+        reached: &Positions,
+    ) -> Result<(), LogError> {
+        if !change.leave.is_empty() {
+            self.reader.unassign(&self.named(&change.leave)).await?;
+            for partition in &change.leave {
+                self.next.remove(partition);
+                self.paused.remove(partition);
+            }
+        }
+        if !change.pause.is_empty() {
+            self.reader.pause(&self.named(&change.pause)).await?;
+            self.paused.extend(change.pause);
+        }
+        if !change.resume.is_empty() {
+            self.reader.resume(&self.named(&change.resume)).await?;
+            self.paused.retain(|p| !change.resume.contains(p));
+        }
+        if !change.add.is_empty() {
+            self.add(change.add, reached).await?;
+        }
+        Ok(())
+    }
+
+    fn named(&self, partitions: &BTreeSet<Partition>) -> Vec<TopicPartition> {
+        let partitions = partitions.iter();
+        partitions
+            .map(|p| TopicPartition::new(self.topic.clone(), *p))
+            .collect()
+    }
+
     /// Adds partitions.
-    pub(crate) async fn add(
+    async fn add(
         &mut self,
         starts: BTreeMap<Partition, StartAt>,
         reached: &Positions,
@@ -318,6 +421,10 @@ impl Tailer {
                         continue;
                     };
                     let range = fetched.range;
+                    if fetched.at_end {
+                        let end = self.ends.entry(partition).or_insert(range.end());
+                        *end = range.end().max(*end);
+                    }
                     if range.start() > *next {
                         return Err(ReplayError::Skipped {
                             topic: self.topic.clone(),

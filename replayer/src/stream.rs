@@ -9,19 +9,25 @@
 //! Everything that takes more than one step (pinning, planning, asking the cluster, opening a reader) runs in a task that
 //! the stream owns, and everything read waits in the queue: so `next` may be dropped at any await and called again.
 //! Positions move when a batch is handed out, and only then: they are one value at every instant, in mid-switch too.
+//!
+//! What is held back ([`EventStream::hold`]) stays where it is cheapest: in history its lane stops, in the tail the reader is
+//! paused once much waits, and lets go of the partition once too much does; the rest waits aside in the queue. A switch drops
+//! what waits aside: it was not handed out, so the next tier gives it again.
 
+mod hold;
 mod open;
+mod queue;
 mod switch;
 mod tail;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use everlog_common::mutants::Mutant;
 use everlog_common::{
-    Clock, EventBatch, Gap, Ids, Ledger, Millis, Offset, OffsetRange, Partition, Position,
-    Positions, Source,
+    Clock, EventBatch, Gap, Generation, Ids, Ledger, Millis, Offset, OffsetRange, Partition,
+    Position, Positions, Source,
 };
 use everlog_kafka::{Log, LogError};
 use everlog_table::archive::Archive;
@@ -29,6 +35,7 @@ use everlog_table::catalog::Catalog;
 use tokio::task::JoinSet;
 
 pub(crate) use self::open::isolation_of;
+use self::queue::{Queue, Queued};
 use self::switch::{SwitchInput, Switched, switch};
 use self::tail::ReadingLive;
 use crate::error::ReplayError;
@@ -82,7 +89,8 @@ struct Context {
 /// - Per partition, batches are contiguous: each begins where the one before ended, or behind a recorded gap; offsets
 ///   strictly increase within a generation, and generations follow each other.
 /// - Across partitions the order is [`crate::Order`]'s.
-/// - Memory is bounded by the request, whatever the files' layout; or by one row group, where that is larger.
+/// - Memory is bounded by the request, whatever the files' layout, and whatever is held back; or by one row group, where that
+///   is larger.
 ///
 /// Not promised: that events of different partitions come in any order besides; that other engines' expiry spares the
 /// files that are being read.
@@ -90,7 +98,13 @@ struct Context {
 pub struct EventStream {
     context: Arc<Context>,
     state: State,
-    queue: VecDeque<Queued>,
+    queue: Queue,
+    /// The partitions that there are, each from the generation that the replay begins in.
+    known: BTreeSet<(Generation, Partition)>,
+    /// Some were found that the caller does not know of.
+    grew: bool,
+    /// Who of those that are not held back was spent when the caller last could see it.
+    spent: BTreeSet<Partition>,
     /// What was read last, to its end or up to now.
     ledger: Ledger,
     snapshot_id: Option<i64>,
@@ -121,8 +135,8 @@ enum State {
     History(Box<ReadingHistory>),
     Switching(OwnedTask<Result<Switched, ReplayError>>),
     Live(Box<ReadingLive>),
-    /// The tail, while partitions are added to it.
-    Growing(OwnedTask<Result<Box<ReadingLive>, LogError>>),
+    /// The tail, while its reader is told what to read.
+    Adjusting(OwnedTask<Result<Box<ReadingLive>, LogError>>),
     Ended,
     Failed,
 }
@@ -134,10 +148,20 @@ struct ReadingHistory {
     prepared: Option<OwnedTask<Option<Tailer>>>,
 }
 
+/// What [`EventStream::advance`] gives.
 #[derive(Debug)]
-enum Queued {
+#[allow(
+    clippy::large_enum_variant,
+    reason = "one batch stands for thousands of rows; a box would not be noticed"
+)]
+pub enum Advance {
+    /// The next batch.
     Batch(EventBatch),
-    Gap(Gap),
+    /// Nothing to process, but something to decide anew: [`EventStream::partitions`] grew, or, while something is held back,
+    /// [`EventStream::is_spent`] says something else of a partition that is not.
+    Changed,
+    /// The end.
+    End,
 }
 
 impl EventStream {
@@ -145,10 +169,24 @@ impl EventStream {
     ///
     /// Cancel-safe: dropping the future loses nothing.
     pub async fn next(&mut self) -> Result<Option<EventBatch>, ReplayError> {
-        match self.advance().await {
-            Ok(batch) => Ok(batch),
+        loop {
+            match self.advance().await? {
+                Advance::Batch(batch) => return Ok(Some(batch)),
+                Advance::Changed => {}
+                Advance::End => return Ok(None),
+            }
+        }
+    }
+
+    /// As [`EventStream::next`], for who holds partitions back: it also returns when that is to be decided anew.
+    ///
+    /// Cancel-safe: dropping the future loses nothing.
+    pub async fn advance(&mut self) -> Result<Advance, ReplayError> {
+        match self.step().await {
+            Ok(advance) => Ok(advance),
             Err(error) => {
                 self.let_go();
+                self.queue.forget_held();
                 self.state = State::Failed;
                 Err(error)
             }
@@ -212,10 +250,16 @@ impl EventStream {
         while self.cleanup.try_join_next().is_some() {}
     }
 
-    async fn advance(&mut self) -> Result<Option<EventBatch>, ReplayError> {
+    async fn step(&mut self) -> Result<Advance, ReplayError> {
         loop {
+            if std::mem::take(&mut self.grew) {
+                return Ok(Advance::Changed);
+            }
             if let Some(batch) = self.dequeue().await? {
-                return Ok(Some(batch));
+                return Ok(Advance::Batch(batch));
+            }
+            if self.others_changed() {
+                return Ok(Advance::Changed);
             }
             match &mut self.state {
                 State::History(_) => self.step_history().await?,
@@ -224,11 +268,11 @@ impl EventStream {
                     self.switched(switched);
                 }
                 State::Live(_) => self.step_live().await?,
-                State::Growing(task) => {
+                State::Adjusting(task) => {
                     let live = task.join().await.map_err(ReplayError::Stopped)??;
-                    self.grown(live);
+                    self.adjusted(live);
                 }
-                State::Ended => return Ok(None),
+                State::Ended => return Ok(Advance::End),
                 State::Failed => return Err(ReplayError::Stopped("the replay")),
             }
         }
@@ -244,7 +288,7 @@ impl EventStream {
                     if self.context.request.on_gap == OnGap::Stop {
                         return Err(ReplayError::Gap(gap));
                     }
-                    self.queue.pop_front();
+                    self.queue.pop();
                     self.pass(gap);
                 }
                 Some(Queued::Batch(batch)) => {
@@ -264,7 +308,7 @@ impl EventStream {
 
     /// Takes the front batch, or as much of it as the rate allows at once, and moves the position.
     fn hand_out(&mut self) -> Option<EventBatch> {
-        let Some(Queued::Batch(batch)) = self.queue.pop_front() else {
+        let Some(Queued::Batch(batch)) = self.queue.pop() else {
             return None;
         };
         let rows_max = self.rate.map_or(usize::MAX, |rate| rate.batch_rows());
@@ -322,9 +366,9 @@ impl EventStream {
         let State::History(reading) = &mut self.state else {
             return Ok(());
         };
-        match reading.history.next().await {
+        match reading.history.next(self.queue.is_holding()).await {
             Ok(Some(HistoryItem::Batch(batch))) => self.take_batch(batch),
-            Ok(Some(HistoryItem::Gap(gap))) => self.queue.push_back(Queued::Gap(gap)),
+            Ok(Some(HistoryItem::Gap(gap))) => self.queue.push(Queued::Gap(gap)),
             Ok(None) => self.end_history(),
             Err(error) if error.is_vanished() && self.context.may_refresh => {
                 self.vanished += 1;
@@ -413,6 +457,9 @@ impl EventStream {
         prepared: Option<OwnedTask<Option<Tailer>>>,
         vanished: Option<ReplayError>,
     ) {
+        for partition in self.queue.forget_held() {
+            self.read_again(partition);
+        }
         let due = self.due(&self.reached);
         let input = SwitchInput {
             context: Arc::clone(&self.context),
@@ -438,7 +485,7 @@ impl EventStream {
     fn switched(&mut self, switched: Switched) {
         match switched {
             Switched::History {
-                history,
+                mut history,
                 keeper,
                 ledger,
                 snapshot_id,
@@ -449,6 +496,8 @@ impl EventStream {
                 self.ledger = ledger;
                 self.incarnation = Incarnation::newest(&self.ledger);
                 self.snapshot_id = Some(snapshot_id);
+                self.learn_ledger();
+                history.hold(self.queue.held());
                 self.state = State::History(Box::new(ReadingHistory {
                     history: *history,
                     prepared: None,
@@ -463,6 +512,7 @@ impl EventStream {
                 fail::fail_point!("replay::after_assign");
                 self.release_keeper();
                 self.ledger = ledger;
+                self.learn_ledger();
                 self.begin_live(*tailer, identity, checked_at);
             }
             Switched::Nothing => self.release_keeper(),
@@ -512,12 +562,15 @@ impl EventStream {
                 None => return,
             }
         }
-        self.queue.push_back(Queued::Batch(batch));
+        self.queue.push(Queued::Batch(batch));
     }
 
     /// Whether the replay is at its end.
     fn is_done(&self) -> bool {
-        self.stops.offsets.is_some() && self.due(&self.reached).is_some_and(|due| due.is_empty())
+        // What waits aside may be the rest of a partition that ends at a timestamp: that counts as read.
+        !self.queue.is_holding()
+            && self.stops.offsets.is_some()
+            && self.due(&self.reached).is_some_and(|due| due.is_empty())
     }
 
     /// The partitions of the live topic that are still to be read from `reached`; none: whatever there is.
@@ -530,12 +583,7 @@ impl EventStream {
                 generation: *generation,
                 offset: **stop,
             };
-            let there = match reached.get(partition) {
-                Some(at) => *at >= end,
-                // Nothing of it was seen in any tier, and nothing was there at the start.
-                None => **stop == Offset::ZERO,
-            };
-            !there && !self.finished.contains(partition)
+            !is_there(reached, **partition, end) && !self.finished.contains(partition)
         });
         Some(due.map(|(partition, _)| *partition).collect())
     }
@@ -547,7 +595,7 @@ impl EventStream {
                 all - done
             }
             State::Ended => return Some(0),
-            State::Switching(_) | State::Live(_) | State::Growing(_) | State::Failed => 0,
+            State::Switching(_) | State::Live(_) | State::Adjusting(_) | State::Failed => 0,
         };
         let request = &self.context.request;
         match (&self.stops.offsets, request.until) {
@@ -572,6 +620,15 @@ impl Context {
     /// The live reader's part of the memory; what waits to be proved may take as much.
     fn live_bytes(&self) -> usize {
         self.request.memory_bytes / 4
+    }
+}
+
+/// Whether `partition` is at its `end`.
+fn is_there(reached: &Positions, partition: Partition, end: Position) -> bool {
+    match reached.get(&partition) {
+        Some(at) => *at >= end,
+        // Nothing of it was seen in any tier, and nothing was there at the start.
+        None => end.offset == Offset::ZERO,
     }
 }
 

@@ -17,6 +17,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use everlog_common::Partition;
+
 use crate::live::TailEvent;
 
 /// From the beginning of one look to that of the next, at least, while there is room for events.
@@ -60,6 +62,20 @@ impl Unproven {
             self.bytes += bytes;
             self.events.push_back((event, bytes));
         }
+    }
+
+    /// Drops everything of `partition`, which is going to be read again.
+    pub(crate) fn forget(&mut self, partition: Partition) {
+        let of_it = |event: &TailEvent| match event {
+            TailEvent::Batch(batch) => batch.partition == partition,
+            TailEvent::Lost(lost, _) => *lost == partition,
+        };
+        let first = self.asked.unwrap_or_default();
+        let gone = self.events.iter().take(first);
+        let gone = gone.filter(|(event, _)| of_it(event)).count();
+        self.asked = self.asked.map(|asked| asked - gone);
+        self.events.retain(|(event, _)| !of_it(event));
+        self.bytes = self.events.iter().map(|(_, bytes)| bytes).sum();
     }
 
     /// Whether nothing more is to be fetched for now.

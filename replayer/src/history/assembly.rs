@@ -6,6 +6,9 @@
 //! are given up and decoded again when their turn comes. Below a quarter of it a few rows of a partition wait for more, so
 //! that they become batches. So any layout is read in bounded memory; a layout that keeps
 //! to the order of the log is read once.
+//!
+//! Lanes that are held back keep a quarter of that memory together; rows of theirs beyond it, that came with rows of
+//! others, are given up at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -61,8 +64,10 @@ pub struct Assembly {
     merger: Merger,
     timeline: Option<Timeline>,
     limits: Limits,
-    /// Lanes that may have something to give.
+    /// Lanes that may have something to give, held ones too.
     active: BTreeSet<Partition>,
+    /// Lanes that give nothing now.
+    held: BTreeSet<Partition>,
     /// Whether a few rows of a partition wait for more of it: until memory gets short, so that topics of many quiet
     /// partitions, whose commits hold a row or two of each, do not come out row by row.
     patient: bool,
@@ -94,6 +99,7 @@ impl Assembly {
             limits,
             unfinished: active.len(),
             active,
+            held: BTreeSet::new(),
             patient: true,
             focus: None,
             decoding: BTreeMap::new(),
@@ -102,6 +108,30 @@ impl Assembly {
             decoded_units: 0,
             decoded_again: 0,
         }
+    }
+
+    /// Holds these partitions back from now on, and no others: nothing of them is ready, nothing is read for them alone,
+    /// and what comes of them with others' rows has its own, smaller part of the memory. By time there is nothing to hold:
+    /// every partition waits for every other one.
+    ///
+    /// What is held blocks nobody else. [`Ready::Waiting`] without work means that all that is left is held.
+    pub fn hold(&mut self, held: &BTreeSet<Partition>) {
+        if self.timeline.is_some() || self.held == *held {
+            return;
+        }
+        self.held.clone_from(held);
+        self.focus = self.focus.filter(|p| !held.contains(p));
+        self.planner.hold(held);
+    }
+
+    /// Whether `partition` has something that did not come out yet.
+    pub fn has_more(&self, partition: Partition) -> bool {
+        self.merger.has_more(partition)
+    }
+
+    fn next_active(&self) -> Option<Partition> {
+        let mut active = self.active.iter();
+        active.find(|p| !self.held.contains(p)).copied()
     }
 
     /// What is ready now.
@@ -118,14 +148,15 @@ impl Assembly {
     }
 
     fn next_by_partition(&mut self) -> Result<Ready, MergeError> {
-        if self.merger.held_bytes() >= self.limits.hold_bytes / 4 {
+        let free = self.merger.held_bytes() - self.merger.bytes_of(&self.held);
+        if free >= self.limits.hold_bytes / 4 {
             self.patient = false;
         }
         let how = Release {
             bytes_max: BATCH_BYTES_MAX,
             patient: self.patient,
         };
-        while let Some(partition) = self.active.first().copied() {
+        while let Some(partition) = self.next_active() {
             let barrier = self.planner.barrier(partition);
             match self.merger.release(partition, barrier, how)? {
                 Step::Rows(rows) => return Ok(Ready::Rows(rows)),
@@ -196,10 +227,15 @@ impl Assembly {
         }
         let by_time = self.timeline.is_some();
         let hold = self.limits.hold_bytes;
+        // Before anything else: reading on must not wait for what nobody takes.
+        let aside = self.merger.trim_of(&self.held, hold / 4)?;
+        for (origin, ranges) in aside {
+            self.planner.put_back(origin, ranges);
+        }
         if !by_time {
             let held = self.merger.held_bytes();
             if held > hold / 4 * 3 {
-                self.focus = self.focus.or(self.merger.heaviest());
+                self.focus = self.focus.or(self.merger.heaviest(&self.held));
             } else if held < hold / 2 {
                 self.focus = None;
             }

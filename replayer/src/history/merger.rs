@@ -10,7 +10,7 @@
 //! - a partition that was read as a whole had as many rows as the ledger says ([`MergeError::RowCount`]).
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 
 use arrow_array::UInt32Array;
 use arrow_schema::ArrowError;
@@ -228,10 +228,23 @@ impl Merger {
         self.lanes.keys().copied()
     }
 
-    /// The lane that holds most, where any holds something.
-    pub fn heaviest(&self) -> Option<Partition> {
-        let lanes = self.lanes.values().filter(|l| l.bytes > 0);
+    /// Bytes of rows that wait in these lanes.
+    pub fn bytes_of(&self, partitions: &BTreeSet<Partition>) -> usize {
+        let lanes = partitions.iter().filter_map(|p| self.lanes.get(p));
+        lanes.map(|l| l.bytes).sum()
+    }
+
+    /// The lane that holds most, besides these, where any holds something.
+    pub fn heaviest(&self, besides: &BTreeSet<Partition>) -> Option<Partition> {
+        let lanes = self.lanes.values();
+        let lanes = lanes.filter(|l| l.bytes > 0 && !besides.contains(&l.partition));
         lanes.max_by_key(|l| l.bytes).map(|l| l.partition)
+    }
+
+    /// Whether `partition` has offsets or gaps that were not released.
+    pub fn has_more(&self, partition: Partition) -> bool {
+        let lane = self.lanes.get(&partition).filter(|l| !l.finished);
+        lane.is_some_and(|l| l.position < l.spec.window.until || !l.gaps.is_empty())
     }
 
     /// Whether `partition` waits for rows or has some.
@@ -366,8 +379,8 @@ impl Merger {
         budget: usize,
         floor: usize,
         keep: Option<Partition>,
-    ) -> Result<BTreeMap<Origin, Vec<(Partition, OffsetRange)>>, MergeError> {
-        let mut given_up: BTreeMap<Origin, Vec<(Partition, OffsetRange)>> = BTreeMap::new();
+    ) -> Result<GivenUp, MergeError> {
+        let mut given_up = GivenUp::new();
         while self.bytes > budget {
             let floor_of = |p| {
                 if Some(p) == keep {
@@ -394,7 +407,35 @@ impl Merger {
         }
         Ok(given_up)
     }
+
+    /// Gives up rows of these lanes, farthest first, until they hold no more than `budget` bytes together, or their next
+    /// row each.
+    pub fn trim_of(
+        &mut self,
+        partitions: &BTreeSet<Partition>,
+        budget: usize,
+    ) -> Result<GivenUp, MergeError> {
+        let mut given_up = GivenUp::new();
+        let mut held = self.bytes_of(partitions);
+        while held > budget {
+            let lanes = self.lanes.values_mut();
+            let lanes = lanes.filter(|l| partitions.contains(&l.partition) && l.can_shrink());
+            let Some(lane) = lanes.max_by_key(|l| l.bytes) else {
+                break;
+            };
+            let before = lane.bytes;
+            let (origin, range) = lane.shrink(held - budget, &mut self.next_run)?;
+            self.bytes = self.bytes + lane.bytes - before;
+            held = held + lane.bytes - before;
+            let ranges = given_up.entry(origin).or_default();
+            ranges.push((lane.partition, range));
+        }
+        Ok(given_up)
+    }
 }
+
+/// Rows that were decoded and given up again, by where they are.
+pub type GivenUp = BTreeMap<Origin, Vec<(Partition, OffsetRange)>>;
 
 impl Lane {
     fn release(

@@ -108,11 +108,19 @@ pub struct Hint {
 }
 
 impl Hint {
-    const LAST: Self = Self {
-        archived_at: i64::MAX,
-        sequence: i64::MAX,
-        lowest: Offset::ZERO,
-    };
+    /// After everything that was not read yet; of several, the lowest offset first. In any other order a lane that is held back
+    /// again and again could lose what it does not need yet each time, and never come to what it needs.
+    const fn last(lowest: Offset) -> Self {
+        Self {
+            archived_at: i64::MAX,
+            sequence: i64::MAX,
+            lowest,
+        }
+    }
+
+    const fn is_last(self) -> bool {
+        self.archived_at == i64::MAX && self.sequence == i64::MAX
+    }
 }
 
 /// A data file as the manifest shows it.
@@ -201,6 +209,10 @@ pub struct Planner {
     opening: BTreeSet<(Turn, NodeId)>,
     /// Of `groups`, those that were never decoded.
     fresh_groups: usize,
+    /// Per lane whether it is held back; empty while none is.
+    held: Vec<bool>,
+    /// Nodes that nobody took yet, and that block nobody but lanes that are held back: neither in `files` nor in `groups`.
+    parked: BTreeSet<(Turn, NodeId)>,
     blockers: Blockers,
     next_id: u64,
 }
@@ -220,6 +232,8 @@ impl Planner {
             groups: BTreeSet::new(),
             opening: BTreeSet::new(),
             fresh_groups: 0,
+            held: Vec::new(),
+            parked: BTreeSet::new(),
             next_id: 0,
         };
         for facts in files {
@@ -245,7 +259,7 @@ impl Planner {
 
     /// How many nodes nobody took yet.
     pub fn waiting(&self) -> usize {
-        self.files.len() + self.groups.len()
+        self.files.len() + self.groups.len() + self.parked.len()
     }
 
     /// Row groups of opened files that nobody took yet.
@@ -255,19 +269,79 @@ impl Planner {
 
     /// The next file to open, by hint.
     pub fn take_file(&mut self) -> Option<(NodeId, usize)> {
-        while let Some((turn, id)) = self.files.pop_first() {
+        loop {
+            self.park();
+            let (turn, id) = self.files.pop_first()?;
             if self.drop_if_unwanted(id) {
                 continue;
             }
             return Some((id, self.start_opening(turn, id)?));
         }
-        None
+    }
+
+    /// What nobody but these partitions waits for is not read any more, until a later call leaves one of them out.
+    pub fn hold(&mut self, held: &BTreeSet<Partition>) {
+        self.held.clear();
+        if !held.is_empty() {
+            let lanes = self.lanes.iter().map(|(p, _)| held.contains(p));
+            self.held.extend(lanes);
+        }
+        for (turn, id) in std::mem::take(&mut self.parked) {
+            match self.nodes.get(&id).map(|node| node.kind) {
+                Some(Kind::File(_)) => {
+                    self.files.insert((turn, id));
+                }
+                Some(Kind::Group { again, .. }) => {
+                    self.fresh_groups += usize::from(!again);
+                    self.groups.insert((turn, id));
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// Takes nodes that only held lanes wait for out of the way. Only those whose turn it is: the others' turn may come
+    /// after their lanes are released.
+    fn park(&mut self) {
+        if self.held.is_empty() {
+            return;
+        }
+        while let Some((turn, id)) = self.files.first().copied()
+            && self.blocks_held_lanes_alone(id)
+        {
+            self.files.remove(&(turn, id));
+            self.parked.insert((turn, id));
+        }
+        while let Some((turn, id)) = self.groups.first().copied()
+            && self.blocks_held_lanes_alone(id)
+        {
+            self.groups.remove(&(turn, id));
+            let fresh = self.nodes.get(&id).map(|node| node.kind);
+            let fresh = matches!(fresh, Some(Kind::Group { again: false, .. }));
+            self.fresh_groups -= usize::from(fresh);
+            self.parked.insert((turn, id));
+        }
+    }
+
+    /// By what it blocks, and not by what it may hold: a lane is emitted only below its barrier.
+    fn blocks_held_lanes_alone(&self, id: NodeId) -> bool {
+        let Some(node) = self.nodes.get(&id) else {
+            return false;
+        };
+        let waits = |lane: usize, low: Offset| {
+            let is_held = self.held.get(lane).copied().unwrap_or_default();
+            !is_held && low < self.lanes[lane].1.until
+        };
+        let mut places = self.places(&node.extent).into_iter();
+        !places.any(|(mut lanes, low)| lanes.any(|lane| waits(lane, low)))
     }
 
     /// The next row group to decode, by hint; none while a file that comes before it is not opened yet, or if it weighs
     /// more than `bytes_max`. Those that were given up come last, and only where `again` says so.
     pub fn take_unit(&mut self, bytes_max: usize, again: bool) -> Option<Unit> {
-        while let Some((turn, id)) = self.groups.first().copied() {
+        loop {
+            self.park();
+            let (turn, id) = self.groups.first().copied()?;
             if self.drop_if_unwanted(id) {
                 continue;
             }
@@ -277,13 +351,12 @@ impl Planner {
                 .into_iter()
                 .chain(self.opening.first())
                 .min();
-            let given_up = turn.hint == Hint::LAST;
+            let given_up = turn.hint.is_last();
             if first_file.is_some_and(|file| *file < (turn, id)) || (given_up && !again) {
                 return None;
             }
             return self.take_group(id, bytes_max);
         }
-        None
     }
 
     /// What `partition` waits for: the lowest node that nobody took yet. None when it is being read already, if it is a row
@@ -302,6 +375,7 @@ impl Planner {
             return match kind {
                 Kind::File(_) => {
                     self.files.remove(&(turn, id));
+                    self.parked.remove(&(turn, id));
                     let file = self.start_opening(turn, id)?;
                     Some(Needed::File(id, file))
                 }
@@ -347,16 +421,18 @@ impl Planner {
     /// Rows of `origin` that were decoded and given up for want of memory: they block again, and are read again when a
     /// partition needs them.
     pub fn put_back(&mut self, origin: Origin, ranges: Vec<(Partition, OffsetRange)>) {
+        let extent = Extent::Ranges(ranges);
+        let hint = Hint::last(extent.lowest());
         let turn = Turn {
-            hint: Hint::LAST,
+            hint,
             file: origin.file,
-            group: Some((Hint::LAST, origin.row_group)),
+            group: Some((hint, origin.row_group)),
         };
         let kind = Kind::Group {
             origin,
             again: true,
         };
-        self.add(turn, kind, Extent::Ranges(ranges));
+        self.add(turn, kind, extent);
     }
 
     /// Nothing at or beyond `until` is wanted of `partition` any more. Nodes that nobody wants then block nobody; gives
@@ -479,6 +555,7 @@ impl Planner {
     }
 
     fn no_longer_waits(&mut self, node: &Node, id: NodeId) {
+        self.parked.remove(&(node.turn, id));
         let waited = self.groups.remove(&(node.turn, id));
         let fresh = matches!(node.kind, Kind::Group { again: false, .. });
         self.fresh_groups -= usize::from(waited && fresh);

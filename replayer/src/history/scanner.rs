@@ -102,6 +102,11 @@ impl Scanner {
         }
     }
 
+    /// Whether nothing is being read.
+    pub(super) fn is_idle(&self) -> bool {
+        self.tasks.is_empty()
+    }
+
     /// The next reply. Cancel-safe.
     pub(super) async fn reply(&mut self) -> Result<Reply, ReplayError> {
         let done = match self.tasks.join_next().await {

@@ -1,6 +1,6 @@
 //! Opening a replay: what is asked for, what there is, and where to begin.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use everlog_table::snapshot::{PinError, PinnedSnapshot, SnapshotSelector};
 use everlog_table::summary::ISOLATION;
 use tokio::task::JoinSet;
 
+use super::queue::Queue;
 use super::switch::reading;
 use super::{Components, Context, EventStream, ReadingHistory, State};
 use crate::error::ReplayError;
@@ -71,13 +72,22 @@ impl EventStream {
             cluster,
             clock: components.clock,
         });
+        let live = facts.iter().flat_map(|facts| {
+            let generation = ledger.generation_for(&facts.identity);
+            facts.bounds.keys().map(move |p| (generation, *p))
+        });
+        let live: Vec<(Generation, Partition)> = live.collect();
         let incarnation = Incarnation::newest(&ledger).or_else(|| {
             facts.map(|facts| Incarnation {
                 generation: Generation::FIRST,
                 identity: facts.identity,
             })
         });
-        Self::begin(context, pinned, ledger, (stops, incarnation)).await
+        let mut stream = Self::begin(context, pinned, ledger, (stops, incarnation)).await?;
+        stream.learn(live);
+        stream.learn_ledger();
+        stream.grew = false;
+        Ok(stream)
     }
 
     async fn begin(
@@ -135,7 +145,10 @@ impl EventStream {
         let snapshot_id = pinned.as_ref().map(|p| p.snapshot_id);
         let mut stream = Self {
             state: State::Ended,
-            queue: VecDeque::new(),
+            queue: Queue::default(),
+            known: BTreeSet::new(),
+            grew: false,
+            spent: BTreeSet::new(),
             ledger,
             snapshot_id,
             keeper: None,

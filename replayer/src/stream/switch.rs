@@ -282,7 +282,7 @@ impl SwitchInput {
             .newest()
             .map_or_else(Default::default, |(g, _)| g);
         let ready = |t: &Tailer| t.generation() == generation && *t.starts() == starts;
-        let tailer = match prepared {
+        let mut tailer = match prepared {
             Some(tailer) if ready(&tailer) => tailer,
             other => {
                 if let Some(stale) = other {
@@ -292,6 +292,7 @@ impl SwitchInput {
                 Tailer::open(cluster, generation, starts, &self.reached, memory_bytes).await?
             }
         };
+        tailer.heard_ends(facts.bounds.iter().map(|(p, bounds)| (*p, bounds.end)));
         Ok(Switched::Live {
             tailer: Box::new(tailer),
             identity: facts.identity,

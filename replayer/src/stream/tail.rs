@@ -1,6 +1,6 @@
 //! The live tier of the stream: events that wait to be proved, checks of the topic, and every way out of the tail.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,13 +10,15 @@ use everlog_kafka::{LogError, PartitionFault, StartAt};
 use super::{EventStream, State};
 use crate::error::ReplayError;
 use crate::handoff::{Decision, Incarnation, LastRead, LiveFacts, Place, decide};
-use crate::live::{Cluster, TailEvent, Tailer};
+use crate::live::{Adjustment, Cluster, TailEvent, Tailer};
 use crate::request::From;
 use crate::task::OwnedTask;
 use crate::unproven::Unproven;
 
 /// The live topic's partitions, bounds and cluster are looked at so often, whether or not events come.
 const CHECK_INTERVAL: Duration = Duration::from_secs(10);
+/// While something is held back, it is asked so often whether others are at their ends: readers do not always tell.
+const ENDS_INTERVAL: Duration = Duration::from_millis(500);
 /// A wait for live events, at most: bounds how late anything else is noticed.
 const POLL_WAIT: Duration = Duration::from_secs(1);
 /// Falling out of the tail so often without an event in between is an error.
@@ -27,17 +29,23 @@ pub(super) struct ReadingLive {
     pub(super) tailer: Tailer,
     identity: Identity,
     /// Events that may be of another incarnation yet.
-    unproven: Unproven,
+    pub(super) unproven: Unproven,
     /// The look that tells.
     look: Option<OwnedTask<LookOutcome>>,
     /// Something was proved to be of this incarnation.
     verified: bool,
     check: Option<Check>,
     check_at: Duration,
+    /// The question where logs end.
+    ends: Option<OwnedTask<EndsOutcome>>,
+    ends_at: Duration,
     lost: Option<(Partition, PartitionFault)>,
-    to_add: BTreeMap<Partition, StartAt>,
+    pub(super) to_add: BTreeMap<Partition, StartAt>,
+    /// Held back, and let go of by the reader: read again from their positions when they are released.
+    pub(super) away: BTreeSet<Partition>,
 }
 
+type EndsOutcome = Result<BTreeMap<Partition, Offset>, LogError>;
 type LookOutcome = Result<Option<Identity>, LogError>;
 type CheckOutcome = Result<Option<LiveFacts>, LogError>;
 
@@ -56,6 +64,7 @@ enum Seen {
     Events(Vec<TailEvent>),
     Identity(LookOutcome),
     Facts(CheckOutcome),
+    Ends(EndsOutcome),
 }
 
 impl EventStream {
@@ -64,6 +73,7 @@ impl EventStream {
         for (partition, start) in tailer.starts() {
             self.enter(generation, *partition, start.offset);
         }
+        self.learn(tailer.starts().keys().map(|p| (generation, *p)));
         self.incarnation = Some(Incarnation {
             generation,
             identity: identity.clone(),
@@ -76,8 +86,11 @@ impl EventStream {
             verified: false,
             check: None,
             check_at: checked_at + CHECK_INTERVAL,
+            ends: None,
+            ends_at: Duration::ZERO,
             lost: None,
             to_add: BTreeMap::new(),
+            away: BTreeSet::new(),
         }));
     }
 
@@ -114,12 +127,17 @@ impl EventStream {
         if let Some((partition, fault)) = live.lost.take() {
             return self.fall(partition, fault);
         }
-        if !live.to_add.is_empty() {
-            self.grow();
+        if let Some(change) = self.adjustment() {
+            self.adjust(change);
             return Ok(());
         }
+        let in_doubt = self.in_doubt();
+        let State::Live(live) = &mut self.state else {
+            return Ok(());
+        };
         if let Some(cluster) = &self.context.cluster {
             live.begin_checks(cluster, &self.epochs, &self.reached, now);
+            live.ask_for_ends(cluster, in_doubt, now);
         }
         let clock = Arc::clone(&self.context.clock);
         match live.wait(clock.as_ref(), now).await? {
@@ -134,27 +152,36 @@ impl EventStream {
                 live.check = None;
             }
             Seen::Facts(Err(error)) => return Err(error.into()),
+            Seen::Ends(answer) => {
+                live.ends = None;
+                match answer {
+                    Ok(ends) => live.tailer.heard_ends(ends),
+                    // the checks find out what is wrong
+                    Err(error) => tracing::debug!(%error, "where logs end is not known now"),
+                }
+            }
         }
         Ok(())
     }
 
-    /// Adds partitions to the tail.
-    fn grow(&mut self) {
+    fn adjust(&mut self, change: Adjustment) {
         let State::Live(mut live) = std::mem::replace(&mut self.state, State::Ended) else {
             return;
         };
         let reached = self.reached.clone();
         let task = async move {
-            let starts = live.to_add.clone();
-            live.tailer.add(starts, &reached).await?;
+            live.tailer.adjust(change, &reached).await?;
             Ok(live)
         };
-        self.state = State::Growing(OwnedTask::spawn("adding partitions to the tail", task));
+        let task = OwnedTask::spawn("telling the live reader what to read", task);
+        self.state = State::Adjusting(task);
     }
 
-    pub(super) fn grown(&mut self, mut live: Box<ReadingLive>) {
+    pub(super) fn adjusted(&mut self, mut live: Box<ReadingLive>) {
         let generation = live.tailer.generation();
-        for (partition, start) in std::mem::take(&mut live.to_add) {
+        let added = std::mem::take(&mut live.to_add);
+        self.learn(added.keys().map(|p| (generation, *p)));
+        for (partition, start) in added {
             self.enter(generation, partition, start.offset);
         }
         self.state = State::Live(live);
@@ -213,6 +240,10 @@ impl EventStream {
             wanted: due.as_ref(),
         };
         let same = facts.identity == live.identity;
+        if same {
+            let ends = facts.bounds.iter().map(|(p, bounds)| (*p, bounds.end));
+            live.tailer.heard_ends(ends);
+        }
         let generation = live.tailer.generation();
         match decide(&place, &facts) {
             Decision::Tail {
@@ -317,6 +348,17 @@ impl ReadingLive {
         }
     }
 
+    /// Asks where the logs of these end, now and then.
+    fn ask_for_ends(&mut self, cluster: &Cluster, of: BTreeSet<Partition>, now: Duration) {
+        if of.is_empty() || self.ends.is_some() || now < self.ends_at {
+            return;
+        }
+        self.ends_at = now + ENDS_INTERVAL;
+        let cluster = cluster.clone();
+        let ends = async move { cluster.ends(&of).await };
+        self.ends = Some(OwnedTask::spawn("the look at the logs' ends", ends));
+    }
+
     /// What comes next: events, or an answer. Cancel-safe.
     async fn wait(&mut self, clock: &dyn Clock, now: Duration) -> Result<Seen, ReplayError> {
         // What is under way is waited for by itself.
@@ -324,10 +366,12 @@ impl ReadingLive {
         // Without ids the check is the look.
         let look_at = self.unproven.look_at();
         let look_at = look_at.filter(|_| self.has_topic_id() || self.check.is_none());
-        let due = check_at.into_iter().chain(look_at).min();
+        let ends_at = Some(self.ends_at).filter(|at| self.ends.is_none() && *at > now);
+        let due = check_at.into_iter().chain(look_at).chain(ends_at).min();
         let wait = due.map_or(POLL_WAIT, |due| POLL_WAIT.min(due.saturating_sub(now)));
         let full = self.unproven.is_full();
         let (tailer, look, check) = (&mut self.tailer, &mut self.look, &mut self.check);
+        let ends = &mut self.ends;
         let events = async {
             if full {
                 clock.sleep(wait).await;
@@ -339,6 +383,7 @@ impl ReadingLive {
             biased;
             facts = answer(check.as_mut().map(|c| &mut c.task)) => Ok(Seen::Facts(facts?)),
             found = answer(look.as_mut()) => Ok(Seen::Identity(found?)),
+            ends = answer(ends.as_mut()) => Ok(Seen::Ends(ends?)),
             events = events => Ok(Seen::Events(events?)),
         }
     }

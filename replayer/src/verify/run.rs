@@ -671,7 +671,7 @@ impl Run<'_> {
         let check = if full { Check::Data } else { Check::Log };
         let mut hashes = BTreeMap::new();
         loop {
-            let batch = match history.next().await {
+            let batch = match history.next(false).await {
                 Ok(Some(HistoryItem::Batch(batch))) => batch,
                 Ok(Some(HistoryItem::Gap(_))) => continue,
                 Ok(None) => break,

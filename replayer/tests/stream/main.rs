@@ -4,6 +4,7 @@ mod cancel;
 mod damage;
 mod every_byte;
 mod generations;
+mod hold;
 mod leaderless;
 mod leases;
 mod locations;

@@ -8,8 +8,8 @@
 )]
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -139,8 +139,13 @@ pub struct World {
     pub clock: Arc<dyn Clock>,
     pub log: Arc<dyn Log>,
     pub catalog: Arc<dyn Catalog>,
+    /// What was asked of [`World::hesitant`]'s readers besides events.
+    pub asked: Asked,
     seeds: AtomicU64,
 }
+
+/// Calls of readers, each with its partitions.
+pub type Asked = Arc<Mutex<Vec<(&'static str, Vec<i32>)>>>;
 
 impl World {
     /// Everything in memory.
@@ -170,6 +175,7 @@ impl World {
             clock,
             log,
             catalog,
+            asked: Asked::default(),
             seeds: AtomicU64::new(1),
         }
     }
@@ -191,7 +197,10 @@ impl World {
     /// The same world behind a network that makes every answer wait a moment, before and after it is given.
     pub fn hesitant(&self) -> Components {
         Components {
-            log: Some(Arc::new(HesitantLog(Arc::clone(&self.log)))),
+            log: Some(Arc::new(HesitantLog(
+                Arc::clone(&self.log),
+                Arc::clone(&self.asked),
+            ))),
             ..self.components()
         }
     }
@@ -502,11 +511,23 @@ impl Produced {
 
 /// A log whose requests and readers give way to other tasks at every step, so that whoever waits for them can be stopped there.
 #[derive(Debug)]
-struct HesitantLog(Arc<dyn Log>);
+struct HesitantLog(Arc<dyn Log>, Asked);
 
 /// See [`HesitantLog`]. What was fetched is handed over without a step in between: that is what readers promise.
 #[derive(Debug)]
-struct HesitantReader(Box<dyn LogReader>);
+struct HesitantReader(Box<dyn LogReader>, Asked);
+
+impl HesitantReader {
+    fn asked<'a>(
+        &self,
+        what: &'static str,
+        partitions: impl IntoIterator<Item = &'a TopicPartition>,
+    ) {
+        let partitions = partitions.into_iter().map(|tp| tp.partition.get());
+        let call = (what, partitions.collect());
+        self.1.lock().unwrap().push(call);
+    }
+}
 
 async fn hesitate() {
     for _ in 0..2 {
@@ -571,7 +592,7 @@ impl Log for HesitantLog {
         hesitate().await;
         let reader = self.0.open(options).await?;
         hesitate().await;
-        Ok(Box::new(HesitantReader(reader)))
+        Ok(Box::new(HesitantReader(reader, Arc::clone(&self.1))))
     }
 }
 
@@ -583,6 +604,7 @@ impl LogReader for HesitantReader {
     }
 
     async fn assign(&mut self, partitions: &[(TopicPartition, StartAt)]) -> Result<(), LogError> {
+        self.asked("assign", partitions.iter().map(|(tp, _)| tp));
         hesitate().await;
         self.0.assign(partitions).await?;
         hesitate().await;
@@ -594,14 +616,20 @@ impl LogReader for HesitantReader {
     }
 
     async fn unassign(&mut self, partitions: &[TopicPartition]) -> Result<(), LogError> {
+        self.asked("unassign", partitions);
+        hesitate().await;
         self.0.unassign(partitions).await
     }
 
     async fn pause(&mut self, partitions: &[TopicPartition]) -> Result<(), LogError> {
+        self.asked("pause", partitions);
+        hesitate().await;
         self.0.pause(partitions).await
     }
 
     async fn resume(&mut self, partitions: &[TopicPartition]) -> Result<(), LogError> {
+        self.asked("resume", partitions);
+        hesitate().await;
         self.0.resume(partitions).await
     }
 

@@ -259,7 +259,20 @@ struct Outcome {
 }
 
 fn run(case: &Case, lanes: BTreeMap<Partition, LaneSpec>) -> Result<Outcome, MergeError> {
+    run_held(case, lanes, &[])
+}
+
+/// Who is held back for so many steps, in turn and again and again; nobody, without any.
+type Holds = [(usize, BTreeSet<usize>)];
+
+fn run_held(
+    case: &Case,
+    lanes: BTreeMap<Partition, LaneSpec>,
+    holds: &Holds,
+) -> Result<Outcome, MergeError> {
     let files = case.files();
+    let mut holds = holds.iter().cycle();
+    let (mut hold_for, mut held) = (0, BTreeSet::new());
     let pick = |list: &[i64], i: usize| list[i % list.len()];
     let known = |i: usize| case.known[i % case.known.len()];
     let facts: Vec<FileFacts> = files
@@ -288,8 +301,17 @@ fn run(case: &Case, lanes: BTreeMap<Partition, LaneSpec>) -> Result<Outcome, Mer
     let mut outcome = Outcome::default();
     let mut replies = case.replies.iter().cycle();
     for step in 0_usize..100_000 {
+        if hold_for == 0
+            && let Some((steps, partitions)) = holds.next()
+        {
+            hold_for = *steps;
+            held = partitions.iter().map(|p| partition(*p)).collect();
+            assembly.hold(&held);
+        }
+        hold_for = hold_for.saturating_sub(1);
         match assembly.next()? {
             Ready::Rows(rows) => {
+                assert!(!held.contains(&rows.partition), "it is held back");
                 let p = rows.partition.get() as usize;
                 let span = (rows.range.start().get(), rows.range.end().get());
                 outcome.covered.entry(p).or_default().push(span);
@@ -303,6 +325,7 @@ fn run(case: &Case, lanes: BTreeMap<Partition, LaneSpec>) -> Result<Outcome, Mer
             Ready::Finished => {
                 outcome.decoded = assembly.decoded_units();
                 for p in wanted {
+                    assert!(!assembly.has_more(p));
                     if let Some(o) = assembly.stopped_at(p) {
                         outcome.stopped.insert(p.get() as usize, o.get());
                     }
@@ -313,6 +336,12 @@ fn run(case: &Case, lanes: BTreeMap<Partition, LaneSpec>) -> Result<Outcome, Mer
                 outcome.held_max = outcome.held_max.max(assembly.merger.held_bytes());
                 while let Some(work) = assembly.work() {
                     pending.push((step, work));
+                }
+                if pending.is_empty() && !held.is_empty() {
+                    let mut free = wanted.iter().filter(|p| !held.contains(p));
+                    assert!(free.all(|p| !assembly.has_more(*p)), "all else is out");
+                    hold_for = 0;
+                    continue;
                 }
                 assert!(
                     !pending.is_empty(),
@@ -428,6 +457,25 @@ proptest! {
         }
         if case.order == Order::Time {
             prop_assert_eq!(outcome.rows, merged_by_time(&expected, case.logs.len()));
+        }
+        let row = columns(&[(0, 0)]).bytes() + RUN_BYTES;
+        prop_assert!(outcome.held_max <= case.hold_bytes + case.logs.len() * row, "held {} of {}", outcome.held_max, case.hold_bytes);
+    }
+
+    /// Whoever is held back whenever: the same rows, each partition in its order, and never more memory.
+    #[test]
+    fn holding_changes_no_row(
+        mut case in case(),
+        mut holds in prop::collection::vec((1_usize..30, prop::collection::btree_set(0_usize..5, 0..5)), 1..8),
+    ) {
+        case.order = Order::Partition;
+        // so that it ends
+        holds.push((10, BTreeSet::new()));
+        let outcome = run_held(&case, whole(&case), &holds).unwrap();
+        let expected = case.rows();
+        for p in 0..case.logs.len() {
+            prop_assert_eq!(of_partition(&outcome.rows, p), of_partition(&expected, p));
+            assert_contiguous(outcome.covered.get(&p).map_or(&[][..], Vec::as_slice), case.logs[p].0, case.end(p));
         }
         let row = columns(&[(0, 0)]).bytes() + RUN_BYTES;
         prop_assert!(outcome.held_max <= case.hold_bytes + case.logs.len() * row, "held {} of {}", outcome.held_max, case.hold_bytes);
@@ -603,6 +651,93 @@ fn a_recorded_gap_is_passed_between_the_rows_around_it() {
     assert!(
         matches!(run(&case, specs), Err(MergeError::InGap { offset: o, .. }) if o == offset(10))
     );
+}
+
+/// Reads until nothing more can be done; gives whose rows came.
+fn drain(assembly: &mut Assembly, files: &[Vec<Vec<Row>>]) -> BTreeSet<usize> {
+    let mut came = BTreeSet::new();
+    loop {
+        match assembly.next().unwrap() {
+            Ready::Rows(rows) => {
+                came.insert(rows.partition.get() as usize);
+            }
+            Ready::Gap(_) => {}
+            Ready::Finished => return came,
+            Ready::Waiting => match assembly.work() {
+                None => return came,
+                Some(Work::Open(node, file)) => {
+                    let groups = files[file].iter().enumerate().map(|(row_group, rows)| {
+                        let extent = extent(rows, Known::Bounds);
+                        GroupFacts {
+                            row_group,
+                            bytes: 100,
+                            hint: hint(0, &extent),
+                            extent,
+                        }
+                    });
+                    assembly.opened(node, groups.collect());
+                }
+                Some(Work::Decode(unit)) => {
+                    let rows = &files[unit.origin.file][unit.origin.row_group];
+                    let runs = sorted_runs(unit.origin.file, decode(rows)).unwrap();
+                    assembly.decoded(unit.node, runs).unwrap();
+                }
+            },
+        }
+    }
+}
+
+#[test]
+fn nothing_is_read_for_a_held_partition_alone() {
+    // partition 0 in the first 50 files, more than are opened ahead, and partition 1 in the others
+    let mut case = plain(vec![(0, vec![(1, 0); 100]); 2], Layout::Compacted);
+    case.groups_per_file = 1;
+    let files = case.files();
+    let facts = files.iter().enumerate().map(|(file, groups)| {
+        let extent = extent(&groups.concat(), Known::Bounds);
+        FileFacts {
+            file,
+            hint: hint(file as i64, &extent),
+            extent,
+        }
+    });
+    let limits = Limits {
+        hold_bytes: 1 << 20,
+        decode_bytes: 1 << 20,
+        units: 2,
+        files: 4,
+    };
+    let mut assembly = Assembly::new(whole(&case), facts, Order::Partition, limits);
+    assembly.hold(&[partition(0)].into());
+    assert_eq!(drain(&mut assembly, &files), [1].into());
+    assert_eq!(assembly.decoded_units(), (50, 0));
+    assert!(assembly.has_more(partition(0)) && !assembly.has_more(partition(1)));
+    assert_eq!(assembly.merger.held_bytes(), 0, "no read-ahead of it");
+    assembly.hold(&BTreeSet::new());
+    assert_eq!(drain(&mut assembly, &files), [0].into());
+    assert_eq!(
+        (assembly.decoded_units(), assembly.waiting()),
+        ((100, 0), 0)
+    );
+}
+
+#[test]
+fn a_held_partition_s_rows_that_come_with_others_take_a_part_of_the_memory() {
+    // every row group has rows of both
+    let mut case = plain(vec![(0, vec![(1, 0); 4000]); 2], Layout::Own);
+    case.commit_rows = 40;
+    case.group_rows = 80;
+    case.groups_per_file = 5;
+    case.hints = (0..50).collect();
+    case.hold_bytes = 64 << 10;
+    let holds = [(1_000_000, [0].into()), (1_000_000, BTreeSet::new())];
+    let outcome = run_held(&case, whole(&case), &holds).unwrap();
+    assert!(outcome.held_max <= case.hold_bytes, "{}", outcome.held_max);
+    let first = outcome.rows.iter().position(|r| r.0 == 0).unwrap();
+    assert_eq!(first, 4000, "partition 1 goes through without partition 0");
+    // what did not fit is decoded once more, and not over and over
+    let (units, again) = outcome.decoded;
+    assert!(again > 0 && units <= 2 * 100 + 10, "{:?}", outcome.decoded);
 }
 
 #[test]

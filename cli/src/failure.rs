@@ -106,15 +106,18 @@ impl fmt::Display for Failure {
     }
 }
 
-/// An error and its causes on one line; a cause that its parent's text already ends with is not repeated.
+/// An error and its causes on one line; a cause that a text before it has already is not repeated.
 pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = one_line(&error.to_string());
+    // with what is not shown
+    let mut told = text.clone();
     let mut cause = error.source();
     while let Some(error) = cause {
-        let more = cut(one_line(&error.to_string()));
-        if !more.is_empty() && !text.contains(&more) {
+        let more = one_line(&error.to_string());
+        if !more.is_empty() && !told.contains(&more) {
+            told.push_str(&more);
             text.push_str(": ");
-            text.push_str(&more);
+            text.push_str(&cut(more));
         }
         cause = error.source();
     }
@@ -165,6 +168,18 @@ mod tests {
             line.starts_with("storage: put x: <a> <b/> </a>") && line.len() < 600,
             "{line}"
         );
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("after 8 retries: {0}")]
+    struct Retried(#[source] std::io::Error);
+
+    #[test]
+    fn a_document_that_every_cause_repeats_is_shown_once() {
+        let document = std::io::Error::other("<Error>no room</Error> ".repeat(60));
+        let line = chain(&Put(std::io::Error::other(Retried(document))));
+        assert_eq!(line.matches("after 8 retries").count(), 1, "{line}");
+        assert!(line.len() < 600, "{line}");
     }
 
     #[test]

@@ -14,12 +14,16 @@
 )]
 
 mod archive;
+mod compare;
 mod components;
 mod config;
 mod demo;
 mod failure;
+mod job;
+mod kill;
 mod maintain;
 mod process;
+mod promote;
 mod replay;
 mod settings;
 mod signals;
@@ -103,6 +107,11 @@ enum Command {
     Replay(replay::ReplayArgs),
     Verify(verify::VerifyArgs),
     Status(status::StatusArgs),
+    Process(process::ProcessArgs),
+    Compare(compare::CompareArgs),
+    Promote(promote::PromoteArgs),
+    Rollback(promote::RollbackArgs),
+    Job(job::JobArgs),
     Maintain(maintain::MaintainArgs),
     Config(config::ConfigArgs),
 }
@@ -135,15 +144,24 @@ fn run(cli: Cli) -> Result<(), Failure> {
     // A long-running process tells what it does; a command that answers a question has one line about a failure.
     let level = match command {
         Command::Archive(_) => "info",
+        Command::Process(args) if args.runs() => "info",
         Command::Replay(_) => "warn",
         _ => "off",
     };
     telemetry::start(cli.log_format, cli.log_level.as_deref(), level)?;
-    process::arm_kill_at()?;
+    kill::arm_kill_at()?;
     let settings = |needs| Ok::<_, Failure>(document()?.settings(needs)?);
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     if matches!(command, Command::Archive(_)) {
         runtime.max_blocking_threads(BLOCKING_THREADS);
+    }
+    let mut job = None;
+    if let Command::Process(args) = command {
+        let asked = args.asked()?;
+        if let Some(threads) = asked.threads() {
+            runtime.worker_threads(threads);
+        }
+        job = Some(asked);
     }
     let runtime = runtime.enable_all().build()?;
     let ended = runtime.block_on(async {
@@ -157,6 +175,14 @@ fn run(cli: Cli) -> Result<(), Failure> {
             }
             Command::Verify(args) => verify::run(args, &settings(Needs::default())?).await,
             Command::Status(args) => status::run(args, &settings(Needs::default())?).await,
+            Command::Process(_) => match job {
+                Some(asked) => Box::pin(process::run(asked, settings)).await,
+                None => Ok(()),
+            },
+            Command::Compare(args) => compare::run(args, &settings(Needs::default())?).await,
+            Command::Promote(args) => promote::promote(args, &settings(Needs::default())?).await,
+            Command::Rollback(args) => promote::rollback(args, &settings(Needs::default())?).await,
+            Command::Job(args) => job::run(args, &settings(Needs::default())?).await,
             Command::Maintain(args) => maintain::run(args, &settings(Needs::default())?).await,
             Command::Config(_) => Ok(()),
         }

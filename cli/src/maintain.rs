@@ -1,28 +1,35 @@
 //! `everlog maintain`: expiry of snapshots and removal of files, once.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use everlog_common::TopicName;
 use everlog_table::archive::Archive;
+use everlog_table::catalog::Catalog;
+use everlog_table::job::{JobTable, job_tables};
 use everlog_table::maintain::{MaintenanceReport, MaintenanceSettings, Removal};
 
 use crate::archive::maintenance_settings;
 use crate::components;
 use crate::failure::{Failure, Status};
+use crate::job::facts::of_table;
+use crate::job::first_of;
 use crate::settings::Settings;
 use crate::text;
 
 /// Expire old snapshots, and remove files that nothing needs any more, once
 ///
-/// What the archiver does by itself every few minutes; for a topic, or for every topic in the namespace. Leased and tagged
-/// snapshots stay, and so does the ledger. With `delete_files = false` nothing is deleted, only counted.
+/// What the archiver does by itself every few minutes; for a topic, or for every topic in the namespace and every table that
+/// jobs write to. Leased and tagged snapshots stay, and so do the ledger and the heads of all versions' branches. With
+/// `delete_files = false` nothing is deleted, only counted.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct MaintainArgs {
-    /// The topic; all topics in the namespace without it
+    /// The topic; without it all topics in the namespace, and all tables of jobs
     topic: Option<TopicName>,
 }
 
@@ -36,11 +43,16 @@ Examples:
 pub(crate) async fn run(args: &MaintainArgs, settings: &Settings) -> Result<(), Failure> {
     let catalog = components::catalog(settings).await?;
     let namespace = &settings.catalog.namespace;
-    let topics = match &args.topic {
-        Some(topic) => vec![topic.clone()],
-        None => components::archived_topics(&*catalog, namespace).await?,
+    let (topics, jobs) = match &args.topic {
+        Some(topic) => (vec![topic.clone()], BTreeMap::new()),
+        None => (
+            components::archived_topics(&*catalog, namespace).await?,
+            job_tables(&*catalog, namespace)
+                .await
+                .map_err(|e| components::of_catalog(&e))?,
+        ),
     };
-    if topics.is_empty() {
+    if topics.is_empty() && jobs.is_empty() {
         writeln!(
             std::io::stdout().lock(),
             "nothing is archived in namespace {namespace}"
@@ -56,38 +68,60 @@ pub(crate) async fn run(args: &MaintainArgs, settings: &Settings) -> Result<(), 
     if maintenance.removal == Removal::Off {
         maintenance.removal = Removal::Count;
     }
+    let deletes = maintenance.removal == Removal::Delete;
     let mut failed = Vec::new();
     for topic in &topics {
         let done = maintain(topic, &catalog, namespace, &maintenance).await;
-        match done {
-            Ok(report) => {
-                let line = describe(topic, &report, maintenance.removal == Removal::Delete);
-                let mut out = std::io::stdout().lock();
-                writeln!(out, "{line}")?;
-                out.flush()?;
-            }
-            // One topic's trouble is none of the others'.
-            Err(failure) => failed.push(failure),
+        tell(topic.as_str(), done, deletes, &mut failed)?;
+    }
+    for (table, job) in &jobs {
+        let done = maintain_job(table, job, &catalog, namespace, &maintenance).await;
+        tell(&format!("{table} (job {job})"), done, deletes, &mut failed)?;
+    }
+    first_of(failed)
+}
+
+/// One table's trouble is none of the others'.
+fn tell(
+    what: &str,
+    done: Result<Option<MaintenanceReport>, Failure>,
+    deletes: bool,
+    failed: &mut Vec<Failure>,
+) -> Result<(), Failure> {
+    match done {
+        Ok(Some(report)) => {
+            let mut out = std::io::stdout().lock();
+            writeln!(out, "{}", describe(what, &report, deletes))?;
+            out.flush()?;
         }
+        Ok(None) => {}
+        Err(failure) => failed.push(failure),
     }
-    let others = failed.len().saturating_sub(1);
-    match failed.into_iter().next() {
-        None => Ok(()),
-        Some(first) if others == 0 => Err(first),
-        Some(Failure::Reported { status, message }) => Err(Failure::new(
-            status,
-            format!("{message} (and {others} more topics failed)"),
-        )),
-        Some(first) => Err(first),
-    }
+    Ok(())
+}
+
+/// None where the table was dropped since it was listed.
+async fn maintain_job(
+    table: &str,
+    job: &str,
+    catalog: &Arc<dyn Catalog>,
+    namespace: &str,
+    settings: &MaintenanceSettings,
+) -> Result<Option<MaintenanceReport>, Failure> {
+    let opened = JobTable::open(components::deps(catalog), namespace, table, job).await;
+    let Some(opened) = opened.map_err(|e| of_table(&e))? else {
+        return Ok(None);
+    };
+    let report = opened.maintain(settings).await.map_err(|e| of_table(&e))?;
+    Ok(Some(report))
 }
 
 async fn maintain(
     topic: &TopicName,
-    catalog: &std::sync::Arc<dyn everlog_table::catalog::Catalog>,
+    catalog: &Arc<dyn Catalog>,
     namespace: &str,
     settings: &MaintenanceSettings,
-) -> Result<MaintenanceReport, Failure> {
+) -> Result<Option<MaintenanceReport>, Failure> {
     let archive = Archive::open(components::deps(catalog), namespace, topic)
         .await
         .map_err(|e| components::of_archive(&e))?
@@ -95,6 +129,7 @@ async fn maintain(
     archive
         .maintain(settings)
         .await
+        .map(Some)
         .map_err(|e| components::of_archive(&e))
 }
 
@@ -108,9 +143,9 @@ pub(crate) fn not_archived(topic: &TopicName, namespace: &str) -> Failure {
     )
 }
 
-fn describe(topic: &TopicName, report: &MaintenanceReport, deletes: bool) -> String {
+fn describe(what: &str, report: &MaintenanceReport, deletes: bool) -> String {
     let mut line = format!(
-        "{topic}: {} expired, {} left",
+        "{what}: {} expired, {} left",
         text::things(report.snapshots_expired as u64, "snapshot"),
         text::count(report.snapshots_left as u64),
     );
@@ -146,7 +181,6 @@ mod tests {
 
     #[test]
     fn a_report_is_one_line() {
-        let topic = TopicName::new("orders").unwrap();
         let report = MaintenanceReport {
             snapshots_expired: 3,
             leases_removed: 1,
@@ -158,16 +192,16 @@ mod tests {
             ..MaintenanceReport::default()
         };
         assert_eq!(
-            describe(&topic, &report, true),
+            describe("orders", &report, true),
             "orders: 3 snapshots expired, 20 left, 1 lease past the deadline removed; 1 file (2.0 KiB) deleted, 5 (10 B) not old enough yet"
         );
-        assert!(describe(&topic, &report, false).contains("delete_files is off"));
+        assert!(describe("orders", &report, false).contains("delete_files is off"));
         let held = MaintenanceReport {
             held_back: Some("the table has gc.enabled=false".to_owned()),
             not_searched: Some("s3://b/x is not below s3://b/t".to_owned()),
             ..report
         };
-        assert!(describe(&topic, &held, true).ends_with(
+        assert!(describe("orders", &held, true).ends_with(
             "; held back: the table has gc.enabled=false; not searched: s3://b/x is not below s3://b/t"
         ));
     }

@@ -82,10 +82,10 @@ fn directives(level: &str) -> Result<EnvFilter, String> {
 }
 
 /// A level for everything. The object store's client tells of every request that it repeats, dozens a second where a store
-/// is away: that is for who debugs it. What comes of it is told by everlog.
+/// is away, and the store of a job's state of its files: that is for who debugs them. What comes of it is told by everlog.
 fn of_level(level: &str) -> String {
     if level.eq_ignore_ascii_case("info") {
-        format!("{level},object_store=warn")
+        format!("{level},object_store=warn,fjall=warn,lsm_tree=warn")
     } else {
         level.to_owned()
     }

@@ -70,6 +70,11 @@ fn help_goes_to_standard_output_and_lists_what_there_is() {
         "replay",
         "status",
         "verify",
+        "process",
+        "compare",
+        "promote",
+        "rollback",
+        "job ",
         "maintain",
         "config",
         "Exit status:",
@@ -79,7 +84,7 @@ fn help_goes_to_standard_output_and_lists_what_there_is() {
         assert!(text.contains(expected), "{expected} in {text}");
     }
     // Later work: not a word of it before it is there.
-    for later in ["gateway", "sql ", "process"] {
+    for later in ["gateway", "sql "] {
         assert!(!text.contains(&format!("\n  {later}")), "{later} in {text}");
     }
     assert_eq!(err(&output), "");
@@ -88,8 +93,12 @@ fn help_goes_to_standard_output_and_lists_what_there_is() {
 #[test]
 fn every_command_has_help_with_examples() {
     let dir = folder();
-    for command in ["archive", "replay", "status", "maintain"] {
-        let output = everlog(dir.path(), &[command, "--help"], &[]);
+    for command in [
+        "archive", "replay", "status", "maintain", "compare", "promote", "rollback", "job list",
+        "job show", "job drop",
+    ] {
+        let words: Vec<&str> = command.split(' ').chain(["--help"]).collect();
+        let output = everlog(dir.path(), &words, &[]);
         assert_eq!(output.status.code(), Some(0), "{command}");
         assert!(out(&output).contains("Examples:"), "{command}");
     }
@@ -116,6 +125,66 @@ fn every_command_has_help_with_examples() {
     for option in ["--until-caught-up", "--accept"] {
         assert!(text.contains(option), "{option} in {text}");
     }
+}
+
+#[test]
+fn commands_about_jobs_say_what_is_missing() {
+    let dir = configured();
+    let location = format!("file://{}/jobs", dir.path().display());
+    let listed = everlog(dir.path(), &["job", "list", "--location", &location], &[]);
+    assert_eq!(listed.status.code(), Some(0), "{}", err(&listed));
+    assert!(out(&listed).starts_with("there are no jobs in file://"));
+    for (args, expected) in [
+        (&["job", "show", "sessions"][..], "there is no job sessions"),
+        (
+            &["compare", "sessions", "v1", "v2"],
+            "there is no job sessions",
+        ),
+        (&["promote", "sessions", "v2"], "there is no job sessions"),
+        (&["rollback", "sessions"], "there is no job sessions"),
+        (
+            &["job", "drop", "sessions", "v1", "--yes"],
+            "there is no job sessions",
+        ),
+        (&["rollback", "Sessions"], "a job is given by its name"),
+        (
+            &["rollback", "sessions.toml"],
+            "--location is for a job that is given by its name",
+        ),
+    ] {
+        let words = [args, &["--location", location.as_str()]].concat();
+        let line = failure(&everlog(dir.path(), &words, &[]), 2);
+        assert!(line.contains(expected), "{args:?}: {line}");
+    }
+    let line = failure(&everlog(dir.path(), &["job", "show", "none.toml"], &[]), 2);
+    assert!(line.contains("none.toml: cannot be read"), "{line}");
+    let words = ["job", "list", "--location", "jobs"];
+    let line = failure(&everlog(dir.path(), &words, &[]), 2);
+    assert!(line.contains("the jobs' location jobs"), "{line}");
+    assert!(!dir.path().join("jobs").exists(), "nothing was made");
+}
+
+#[test]
+fn a_job_is_checked_and_shown_as_flink_has_it_before_anything_is_configured() {
+    let dir = folder();
+    let page = include_str!("../../docs/jobs.md");
+    let (_, job) = page.split_once("```toml\n").expect("a job");
+    let (job, _) = job.split_once("```").expect("its end");
+    std::fs::write(dir.path().join("sessions.toml"), job).expect("write");
+    let process = |args: &[&str]| {
+        let words = [&["process"], args, &["sessions.toml"]].concat();
+        let output = everlog(dir.path(), &words, &[]);
+        assert_eq!(output.status.code(), Some(0), "{}", err(&output));
+        output
+    };
+    let checked = out(&process(&["--check"]));
+    assert!(
+        checked.contains("not estimated: configuration"),
+        "{checked}"
+    );
+    let shown = process(&["--flink"]);
+    assert!(err(&shown).starts_with("note: "), "{}", err(&shown));
+    assert!(out(&shown).contains("INSERT INTO `sessions`"));
 }
 
 #[test]

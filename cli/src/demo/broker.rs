@@ -2,7 +2,8 @@
 //!
 //! Its log keeps 5 MB or 100,000 records per partition and forgets the rest at once: a very short retention. So the
 //! producer never runs further ahead of the archive than [`Shared::allow`] says. Both live on one thread of their own;
-//! the archiver reaches the broker over TCP like any other.
+//! archiver and jobs reach the broker over TCP like any other. It does transactions, but knows neither of aborted ones nor how
+//! to make topics: so all are made at the start, and no process is killed while it writes to one.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -94,14 +95,23 @@ impl Shared {
 }
 
 impl Broker {
-    /// Starts the broker with one topic; nothing is produced before [`Shared::produce_until`].
-    pub(super) fn start(topic: &str, partitions: i32, seed: u64) -> Result<Self, Failure> {
+    /// Starts the broker with one topic to produce to, and others, each with its partitions; nothing is produced before
+    /// [`Shared::produce_until`].
+    pub(super) fn start(
+        (topic, partitions): (&str, i32),
+        others: &[(&str, i32)],
+        seed: u64,
+    ) -> Result<Self, Failure> {
         let shared = Arc::new(Shared::default());
         let (stop, stopped) = sync_channel(1);
         let (ready, bootstrap) = sync_channel(1);
         let work = Work {
             topic: topic.to_owned(),
             partitions,
+            others: others
+                .iter()
+                .map(|(topic, partitions)| ((*topic).to_owned(), *partitions))
+                .collect(),
             seed,
             shared: Arc::clone(&shared),
             stopped,
@@ -166,6 +176,7 @@ impl ProducerContext for Acknowledged {
 struct Work {
     topic: String,
     partitions: i32,
+    others: Vec<(String, i32)>,
     seed: u64,
     shared: Arc<Shared>,
     stopped: Receiver<()>,
@@ -213,6 +224,9 @@ impl Work {
     > {
         let cluster = MockCluster::new(1)?;
         cluster.create_topic(&self.topic, self.partitions, 1)?;
+        for (topic, partitions) in &self.others {
+            cluster.create_topic(topic, *partitions, 1)?;
+        }
         let producer = ClientConfig::new()
             .set("bootstrap.servers", cluster.bootstrap_servers())
             .set("client.id", "everlog-demo")
@@ -330,7 +344,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn what_is_produced_is_what_a_reader_gets_and_what_the_witness_saw() {
-        let broker = Broker::start("clicks", 2, 1).unwrap();
+        let broker = Broker::start(("clicks", 2), &[], 1).unwrap();
         broker.shared.allow(5_000);
         broker.shared.produce_until(8_000, 1_000_000);
         let properties = BTreeMap::from([

@@ -1,10 +1,21 @@
-//! The demo's folder: catalog, warehouse, configuration, log. It stays behind for looking at.
+//! The demo's folder: catalog, warehouse, configuration, jobs, logs. It stays behind for looking at.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use crate::failure::{Failure, Status};
 use crate::settings::{self, Settings};
+
+/// What the demo's processes are called, and the files of each.
+pub(super) const PROCESSES: [&str; 4] = [ARCHIVER, SILVER, GOLD_V1, GOLD_V2];
+/// `everlog archive`.
+pub(super) const ARCHIVER: &str = "archiver";
+/// The job that makes clean events of raw ones.
+pub(super) const SILVER: &str = "silver";
+/// The job that makes sessions of those, by its two versions.
+pub(super) const GOLD_V1: &str = "sessions-v1";
+pub(super) const GOLD_V2: &str = "sessions-v2";
+const DEAD_LETTERS: &str = "silver-dead-letters.jsonl";
 
 /// First line of a configuration that the demo wrote: only such a folder is cleared.
 const MARK: &str = "# written by `everlog demo`";
@@ -46,13 +57,20 @@ impl Lake {
                 dir.display()
             )));
         }
-        for name in [
+        let ours = [
             "warehouse",
+            "jobs",
             "catalog.db",
             "catalog.db-wal",
             "catalog.db-shm",
-            "archiver.log",
-        ] {
+            DEAD_LETTERS,
+        ];
+        let logs = PROCESSES.map(|name| format!("{name}.log"));
+        let jobs = PROCESSES.map(|name| format!("{name}.toml"));
+        for name in ours
+            .into_iter()
+            .chain(logs.iter().chain(&jobs).map(String::as_str))
+        {
             let path = dir.join(name);
             let removed = if path.is_dir() {
                 std::fs::remove_dir_all(&path)
@@ -70,7 +88,7 @@ impl Lake {
     }
 
     /// Writes the configuration and reads it back like every command does.
-    pub(super) fn configure(&self, bootstrap: &str, topic: &str) -> Result<Settings, Failure> {
+    pub(super) fn configure(&self, bootstrap: &str, topics: &[&str]) -> Result<Settings, Failure> {
         let dir = self.dir.display();
         // Nothing in it but what a user would write; a path may hold anything, so TOML quotes it.
         let quoted = |text: String| toml::Value::String(text).to_string();
@@ -86,14 +104,14 @@ impl Lake {
              warehouse = {}\n\
              \n\
              [archive]\n\
-             topics = [{}]\n\
+             topics = {}\n\
              commit_interval = \"1s\"\n\
              memory = \"128MiB\"\n\
              http = \"127.0.0.1:0\"\n",
             quoted(bootstrap.to_owned()),
             quoted(format!("sqlite://{dir}/catalog.db")),
             quoted(format!("file://{dir}/warehouse")),
-            quoted(topic.to_owned()),
+            toml::Value::from(topics.to_vec()),
         );
         std::fs::write(self.config(), text)?;
         let document = settings::read(Some(&self.config()), std::iter::empty())?;
@@ -105,9 +123,31 @@ impl Lake {
         self.dir.join("everlog.toml")
     }
 
-    /// Where the archiver writes its log.
-    pub(super) fn log(&self) -> PathBuf {
-        self.dir.join("archiver.log")
+    /// Writes a job's file, and gives its path.
+    pub(super) fn write_job(&self, name: &str, text: &str) -> Result<PathBuf, Failure> {
+        let path = self.job(name);
+        std::fs::write(&path, text)?;
+        Ok(path)
+    }
+
+    /// A job's file.
+    pub(super) fn job(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("{name}.toml"))
+    }
+
+    /// Where the state of jobs is.
+    pub(super) fn location(&self) -> String {
+        format!("file://{}/jobs", self.dir.display())
+    }
+
+    /// Where what could not be read goes.
+    pub(super) fn dead_letters(&self) -> PathBuf {
+        self.dir.join(DEAD_LETTERS)
+    }
+
+    /// Where a process of the demo writes its log.
+    pub(super) fn log(&self, process: &str) -> PathBuf {
+        self.dir.join(format!("{process}.log"))
     }
 
     /// The folder.
@@ -136,7 +176,7 @@ mod tests {
     fn an_earlier_demo_is_cleared_and_a_running_one_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let lake = Lake::prepare(dir.path()).unwrap();
-        lake.configure("127.0.0.1:9", "clicks").unwrap();
+        lake.configure("127.0.0.1:9", &["clicks", "clean"]).unwrap();
         std::fs::create_dir(dir.path().join("warehouse")).unwrap();
         let refused = Lake::prepare(dir.path()).unwrap_err();
         assert!(

@@ -1,4 +1,5 @@
-//! What happens, step by step, and the proofs.
+//! What happens, step by step, and the proofs: the log that becomes a table, and is one log again. Silver and Gold are in
+//! `tiers`.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -6,11 +7,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use everlog_common::{
-    Ledger, LogBounds, Offset, Partition, Position, Positions, Source, TopicName, TopicPartition,
+    EventBatch, Ledger, LogBounds, Offset, Partition, Position, Positions, Source, TopicName,
+    TopicPartition,
 };
 use everlog_kafka::{
     Isolation, Log, LogError, Membership, PartitionFault, ReaderEvent, ReaderOptions, StartAt,
 };
+use everlog_processor::sink::kafka::MARKERS;
 use everlog_replayer::request::{ReplayRequest, Until};
 use everlog_replayer::{Components, EventStream};
 use everlog_table::archive::{Archive, SnapshotInfo, TableState};
@@ -20,24 +23,32 @@ use tokio_util::sync::CancellationToken;
 
 use super::DemoArgs;
 use super::broker::Broker;
-use super::child::ArchiverProcess;
-use super::lake::Lake;
-use super::witness::{Sum, Tally, sums_of_ledger};
+use super::child::Process;
+use super::lake::{ARCHIVER, GOLD_V1, GOLD_V2, Lake, SILVER};
+use super::tiers::CLEAN_TOPIC;
+use super::witness::{CLEAN_PARTITIONS, Sum, Tally, sums_of_ledger};
 use crate::components;
 use crate::failure::{Failure, Status};
 use crate::replay::of_replay;
 use crate::settings::Settings;
 use crate::text;
 
-const TOPIC: &str = "clickstream.raw";
+pub(super) const TOPIC: &str = "clickstream.raw";
 const PARTITIONS: i32 = 4;
 /// Events before the replay: about twice what the broker keeps.
 const HISTORY: u64 = 240_000;
 /// Events that are produced while the replay runs.
 const LIVE: u64 = 40_000;
+/// Events that Silver finds in the table.
+pub(super) const BRONZE: u64 = HISTORY + LIVE;
+/// Events that are produced while both versions of Gold run, and then once more.
+pub(super) const BESIDE: u64 = BRONZE + 40_000;
+pub(super) const ALL: u64 = BESIDE + 20_000;
 /// Events per second, before the replay and during it.
 const PACE: u64 = 30_000;
-const LIVE_PACE: u64 = 12_000;
+pub(super) const LIVE_PACE: u64 = 12_000;
+/// What goes on by itself while versions are replayed.
+pub(super) const BESIDE_PACE: u64 = 1_500;
 /// With `--keep`, afterwards.
 const IDLE_PACE: u64 = 200;
 /// How far the producer may run ahead of the archive: well below what the broker keeps.
@@ -47,36 +58,29 @@ const KILL_AT: u64 = 80_000;
 /// And so many more that it has read, or is writing.
 const IN_HAND: u64 = 12_000;
 /// How long any single thing may take.
-const PATIENCE: Duration = Duration::from_mins(1);
-const LOOK: Duration = Duration::from_millis(100);
+pub(super) const PATIENCE: Duration = Duration::from_mins(1);
+pub(super) const LOOK: Duration = Duration::from_millis(100);
 
 /// A finished story: what still runs, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Told {
-    broker: Broker,
-    lake: Lake,
-    archiver: Option<ArchiverProcess>,
+    story: Story,
 }
 
 impl Told {
-    /// Goes on producing and archiving until told to end.
+    /// Goes on producing, archiving and counting sessions until told to end.
     pub(super) async fn keep_until(mut self, end: &CancellationToken) -> Result<(), Failure> {
-        self.broker.shared.allow(u64::MAX);
-        self.broker.shared.produce_until(u64::MAX, IDLE_PACE);
+        let story = &mut self.story;
+        story.broker.shared.allow(u64::MAX);
+        story.broker.shared.produce_until(u64::MAX, IDLE_PACE);
         while !end.is_cancelled() {
-            self.broker.shared.check()?;
-            if let Some(archiver) = &mut self.archiver {
-                archiver.check(&self.lake)?;
-            }
+            story.look_after(u64::MAX)?;
             tokio::select! {
                 () = end.cancelled() => {}
                 () = tokio::time::sleep(Duration::from_secs(1)) => {}
             }
         }
-        if let Some(archiver) = self.archiver.take() {
-            archiver.stop(PATIENCE, &self.lake).await?;
-        }
-        Ok(())
+        story.end_processes().await
     }
 }
 
@@ -86,35 +90,37 @@ pub(super) async fn tell(args: &DemoArgs) -> Result<Told, Failure> {
     let (crashed, first) = story.archive_through_a_kill().await?;
     story.show_what_kafka_forgot().await?;
     story.replay_into_the_tail().await?;
-    let last = story.end_the_archiver(args.keep).await?;
-    story.reread(&last).await?;
+    story.archived(BRONZE).await?;
+    story.reread().await?;
     let mid = story.travel(&crashed, &first).await?;
-    story.suggest(args, &last, mid)?;
-    Ok(Told {
-        broker: story.broker,
-        lake: story.lake,
-        archiver: story.archiver,
-    })
+    story.tell_of_tiers().await?;
+    if !args.keep {
+        story.end_processes().await?;
+    }
+    story.suggest(args, mid).await?;
+    Ok(Told { story })
 }
 
-struct Story {
+#[derive(Debug)]
+pub(super) struct Story {
     began: Instant,
     step: u32,
     topic: TopicName,
-    broker: Broker,
-    lake: Lake,
-    settings: Settings,
+    pub(super) broker: Broker,
+    pub(super) lake: Lake,
+    pub(super) settings: Settings,
     log: Arc<dyn Log>,
-    catalog: Arc<dyn Catalog>,
-    archiver: Option<ArchiverProcess>,
+    pub(super) catalog: Arc<dyn Catalog>,
+    /// What runs, in the order in which it ends: who reads before who is read.
+    processes: Vec<Process>,
 }
 
-fn failed(what: impl std::fmt::Display) -> Failure {
+pub(super) fn failed(what: impl std::fmt::Display) -> Failure {
     Failure::new(Status::Failed, format!("demo: {what}"))
 }
 
 /// More about a step.
-fn detail(what: &str) -> Result<(), Failure> {
+pub(super) fn detail(what: &str) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     for line in what.lines() {
         writeln!(out, "             {line}")?;
@@ -124,7 +130,7 @@ fn detail(what: &str) -> Result<(), Failure> {
 }
 
 /// A claim that did not hold.
-fn unproven(what: impl std::fmt::Display) -> Failure {
+pub(super) fn unproven(what: impl std::fmt::Display) -> Failure {
     Failure::new(
         Status::Failed,
         format!("demo: a proof failed: {what}; please report it with the seed"),
@@ -136,8 +142,9 @@ impl Story {
         let began = Instant::now();
         let topic = TopicName::new(TOPIC).map_err(failed)?;
         let lake = Lake::prepare(&args.dir)?;
-        let broker = Broker::start(TOPIC, PARTITIONS, args.seed)?;
-        let settings = lake.configure(&broker.bootstrap, TOPIC)?;
+        let others = [(CLEAN_TOPIC, CLEAN_PARTITIONS), (MARKERS, 1)];
+        let broker = Broker::start((TOPIC, PARTITIONS), &others, args.seed)?;
+        let settings = lake.configure(&broker.bootstrap, &[TOPIC, CLEAN_TOPIC])?;
         let log = components::log(&settings)?;
         let catalog = components::catalog_or_new(&settings).await?;
         let mut story = Self {
@@ -149,7 +156,7 @@ impl Story {
             settings,
             log,
             catalog,
-            archiver: None,
+            processes: Vec::new(),
         };
         story.say(&format!(
             "an embedded Kafka broker at {}: topic {TOPIC}, {PARTITIONS} partitions; it keeps 5 MB of each and forgets the rest",
@@ -163,7 +170,7 @@ impl Story {
     }
 
     /// A new step.
-    fn say(&mut self, what: &str) -> Result<(), Failure> {
+    pub(super) fn say(&mut self, what: &str) -> Result<(), Failure> {
         self.step += 1;
         let mut out = std::io::stdout().lock();
         writeln!(
@@ -176,32 +183,73 @@ impl Story {
         Ok(())
     }
 
-    fn start_archiver(&mut self) -> Result<u32, Failure> {
-        let archiver = ArchiverProcess::start(&self.lake)?;
-        let pid = archiver.pid();
-        self.archiver = Some(archiver);
+    /// Starts one of the story's processes; gives its id.
+    pub(super) fn start(&mut self, name: &'static str) -> Result<u32, Failure> {
+        let process = match name {
+            ARCHIVER => Process::archiver(&self.lake)?,
+            job => Process::job(&self.lake, job)?,
+        };
+        let pid = process.pid();
+        self.processes.push(process);
+        let order = [GOLD_V2, GOLD_V1, SILVER, ARCHIVER];
+        self.processes
+            .sort_by_key(|p| order.iter().position(|name| *name == p.name()));
         Ok(pid)
     }
 
-    /// Producer and archiver are fine, and the producer may go on as far as the archive allows.
-    fn look_after(&mut self, archived: u64) -> Result<(), Failure> {
-        self.broker.shared.allow(archived + AHEAD);
-        self.broker.shared.check()?;
-        match &mut self.archiver {
-            Some(archiver) => archiver.check(&self.lake),
-            None => Ok(()),
-        }
+    /// `kill -9`; gives the id it had.
+    pub(super) async fn kill(&mut self, name: &str) -> Result<u32, Failure> {
+        let place = self.processes.iter().position(|p| p.name() == name);
+        let place = place.ok_or_else(|| failed(format!("{name} is not there to be killed")))?;
+        let process = self.processes.remove(place);
+        let pid = process.pid();
+        process.kill().await?;
+        Ok(pid)
     }
 
-    async fn archive(&self) -> Result<Option<Archive>, Failure> {
+    /// SIGTERM to all, one after the other, and a last checkpoint or commit of each.
+    async fn end_processes(&mut self) -> Result<(), Failure> {
+        for process in std::mem::take(&mut self.processes) {
+            process.stop(PATIENCE).await?;
+        }
+        Ok(())
+    }
+
+    /// Producer and processes are fine, and the producer may go on as far as the archive allows.
+    fn look_after(&mut self, archived: u64) -> Result<(), Failure> {
+        self.broker.shared.allow(archived.saturating_add(AHEAD));
+        self.broker.shared.check()?;
+        self.processes.iter_mut().try_for_each(Process::check)
+    }
+
+    /// Looks after everything, and waits a little for `what`, which must be there by `due`.
+    pub(super) async fn wait_for(&mut self, what: &str, due: Instant) -> Result<(), Failure> {
+        let ledger = self.ledger().await?;
+        self.look_after(ledger.rows())?;
+        if Instant::now() > due {
+            return Err(failed(format!(
+                "{what} did not come in time; see the logs in {}",
+                self.lake.dir().display()
+            )));
+        }
+        tokio::time::sleep(LOOK).await;
+        Ok(())
+    }
+
+    async fn archive_of(&self, topic: &TopicName) -> Result<Option<Archive>, Failure> {
         let namespace = &self.settings.catalog.namespace;
-        Archive::open(components::deps(&self.catalog), namespace, &self.topic)
+        Archive::open(components::deps(&self.catalog), namespace, topic)
             .await
             .map_err(|e| components::of_archive(&e))
     }
 
-    async fn state(&self) -> Result<Option<TableState>, Failure> {
-        match self.archive().await? {
+    async fn archive(&self) -> Result<Option<Archive>, Failure> {
+        self.archive_of(&self.topic).await
+    }
+
+    /// A topic's table now; none before there is one.
+    pub(super) async fn state_of(&self, topic: &TopicName) -> Result<Option<TableState>, Failure> {
+        match self.archive_of(topic).await? {
             None => Ok(None),
             Some(archive) => {
                 let state = archive.state().await;
@@ -211,11 +259,12 @@ impl Story {
     }
 
     async fn ledger(&self) -> Result<Ledger, Failure> {
-        Ok(self.state().await?.map(|s| s.ledger).unwrap_or_default())
+        let state = self.state_of(&self.topic).await?;
+        Ok(state.map(|s| s.ledger).unwrap_or_default())
     }
 
     /// Waits until so many rows are archived.
-    async fn archived(&mut self, rows: u64) -> Result<Ledger, Failure> {
+    pub(super) async fn archived(&mut self, rows: u64) -> Result<Ledger, Failure> {
         let due = Instant::now() + PATIENCE;
         loop {
             let ledger = self.ledger().await?;
@@ -228,7 +277,7 @@ impl Story {
                     "{} of {} events were archived within {PATIENCE:?}; see {}",
                     text::count(ledger.rows()),
                     text::count(rows),
-                    self.lake.log().display()
+                    self.lake.log(ARCHIVER).display()
                 )));
             }
             tokio::time::sleep(LOOK).await;
@@ -237,7 +286,7 @@ impl Story {
 
     /// Steps 2 to 4. Gives the ledgers right after the crash and at the end of history.
     async fn archive_through_a_kill(&mut self) -> Result<(Ledger, Ledger), Failure> {
-        let pid = self.start_archiver()?;
+        let pid = self.start(ARCHIVER)?;
         self.say(&format!(
             "`everlog archive` runs as process {pid}; {} clicks are produced, {} a second",
             text::count(HISTORY),
@@ -248,10 +297,7 @@ impl Story {
         self.archived(KILL_AT).await?;
         self.halfway().await?;
 
-        let Some(archiver) = self.archiver.take() else {
-            return Err(failed("the archiver is not there to be killed"));
-        };
-        archiver.kill().await?;
+        self.kill(ARCHIVER).await?;
         let crashed = self.ledger().await?;
         let delivered = self.broker.shared.delivered();
         self.say(&format!(
@@ -261,7 +307,7 @@ impl Story {
         ))?;
 
         let again = Instant::now();
-        let pid = self.start_archiver()?;
+        let pid = self.start(ARCHIVER)?;
         let resumed = self.archived(crashed.rows() + 1).await?;
         let took = again.elapsed();
         if !resumed.descends_from(&crashed) {
@@ -425,7 +471,7 @@ impl Story {
 
     /// Step 7 and 8: from offset 0 through history and the handoff into the live tail, compared with what was produced.
     async fn replay_into_the_tail(&mut self) -> Result<(), Failure> {
-        self.broker.shared.produce_until(HISTORY + LIVE, LIVE_PACE);
+        self.broker.shared.produce_until(BRONZE, LIVE_PACE);
         self.say(&format!(
             "`everlog replay {TOPIC} --from beginning --follow`, while {} more clicks are produced and archived",
             text::count(LIVE)
@@ -441,7 +487,7 @@ impl Story {
         let mut tally = Tally::default();
         let mut seen = Seen::default();
         let due = Instant::now() + PATIENCE;
-        while tally.count() < HISTORY + LIVE {
+        while tally.count() < BRONZE {
             let next = tokio::time::timeout(LOOK, stream.next()).await;
             if let Ok(next) = next {
                 let batch = next
@@ -453,7 +499,7 @@ impl Story {
                 return Err(unproven(format!(
                     "{} of {} events were replayed within {PATIENCE:?}",
                     text::count(tally.count()),
-                    text::count(HISTORY + LIVE)
+                    text::count(BRONZE)
                 )));
             }
             let archived = self.broker.shared.delivered();
@@ -471,19 +517,12 @@ impl Story {
         detail(&sums_table(&due))
     }
 
-    /// Step 9: SIGTERM, a last commit, and the archive alone holds everything.
-    async fn end_the_archiver(&mut self, keep: bool) -> Result<TableState, Failure> {
-        self.archived(HISTORY + LIVE).await?;
-        if !keep && let Some(archiver) = self.archiver.take() {
-            archiver.stop(PATIENCE, &self.lake).await?;
-        }
-        self.state()
-            .await?
-            .ok_or_else(|| failed("the table is gone"))
-    }
-
     /// Reads the files again, without Kafka.
-    async fn reread(&mut self, last: &TableState) -> Result<(), Failure> {
+    async fn reread(&mut self) -> Result<(), Failure> {
+        let last = self
+            .state_of(&self.topic)
+            .await?
+            .ok_or_else(|| failed("the table is gone"))?;
         let due = self.broker.shared.witness().sums();
         let mut ledger = sums_of_ledger(&last.ledger);
         for (partition, sum) in &mut ledger {
@@ -505,21 +544,35 @@ impl Story {
     }
 
     async fn read_snapshot(&self, snapshot_id: Option<i64>) -> Result<Tally, Failure> {
+        let mut tally = Tally::default();
+        self.read_topic(&self.topic, snapshot_id, |batch| {
+            tally.add(batch.partition, &batch.columns);
+        })
+        .await?;
+        Ok(tally)
+    }
+
+    /// Everything that a snapshot of a topic's table holds.
+    pub(super) async fn read_topic(
+        &self,
+        topic: &TopicName,
+        snapshot_id: Option<i64>,
+        mut take: impl FnMut(&EventBatch),
+    ) -> Result<(), Failure> {
         let id = snapshot_id.ok_or_else(|| failed("the table has no snapshot"))?;
         let request = ReplayRequest {
             selector: SnapshotSelector::Id(id),
             until: Until::Snapshot,
-            ..ReplayRequest::new(self.topic.clone())
+            ..ReplayRequest::new(topic.clone())
         };
         let mut stream = EventStream::open(request, self.replay_components())
             .await
             .map_err(|e| of_replay(&e))?;
-        let mut tally = Tally::default();
         while let Some(batch) = stream.next().await.map_err(|e| of_replay(&e))? {
-            tally.add(batch.partition, &batch.columns);
+            take(&batch);
         }
         stream.close().await;
-        Ok(tally)
+        Ok(())
     }
 
     /// Step 10: the same question at two snapshots. Gives the older one's id.
@@ -569,12 +622,11 @@ impl Story {
     }
 
     /// The last words: commands that work on what stays behind.
-    fn suggest(
-        &mut self,
-        args: &DemoArgs,
-        last: &TableState,
-        snapshot: i64,
-    ) -> Result<(), Failure> {
+    async fn suggest(&mut self, args: &DemoArgs, snapshot: i64) -> Result<(), Failure> {
+        let last = self
+            .state_of(&self.topic)
+            .await?
+            .ok_or_else(|| failed("the table is gone"))?;
         let shown = |path: &std::path::Path| {
             std::env::current_dir()
                 .ok()
@@ -587,6 +639,8 @@ impl Story {
         };
         let config = shown(&self.lake.config());
         let config = config.display();
+        let gold = shown(&self.lake.job(GOLD_V2));
+        let gold = gold.display();
         let dir = self.lake.dir().display().to_string();
         let metadata = last
             .table
@@ -598,11 +652,13 @@ impl Story {
             |path| shown(&path).display().to_string(),
         );
         self.say("done: every proof held. Try it yourself:")?;
+        let jobs = self.lake.location();
         let live = if args.keep {
             format!(
-                "# the broker goes on until Ctrl-C: {IDLE_PACE} clicks a second, archived every second\n\
+                "# it goes on until Ctrl-C: {IDLE_PACE} clicks a second, archived, cleaned, and counted by both versions\n\
                  {everlog} --config {config} status\n\
-                 {everlog} --config {config} replay {TOPIC} --follow\n\n"
+                 {everlog} --config {config} job list --location {jobs}\n\
+                 {everlog} --config {config} replay {CLEAN_TOPIC} --follow\n\n"
             )
         } else {
             String::new()
@@ -612,6 +668,9 @@ impl Story {
              {everlog} --config {config} replay {TOPIC} --until snapshot --output count\n\
              {everlog} --config {config} replay {TOPIC} --snapshot {snapshot} --output count\n\
              {everlog} --config {config} replay {TOPIC} --from timestamp:2026-01-01T00:10:00Z --until snapshot --order time --partitions 0,2 | head -3\n\
+             {everlog} --config {config} job show {gold}\n\
+             {everlog} --config {config} process --flink {gold}\n\
+             {everlog} --config {config} rollback {gold}\n\
              \n\
              # DuckDB\n\
              duckdb -c \"INSTALL iceberg; LOAD iceberg;\n\
@@ -623,7 +682,9 @@ impl Story {
              from pyiceberg.catalog import load_catalog\n\
              lake = load_catalog('everlog', type='sql', uri='sqlite:///{dir}/catalog.db', warehouse='file://{dir}/warehouse')\n\
              table = lake.load_table('everlog.clickstream_raw')\n\
-             print(table.scan().to_arrow().num_rows, 'rows now,', table.scan(snapshot_id={snapshot}).to_arrow().num_rows, 'then')\"\n",
+             print(table.scan().to_arrow().num_rows, 'events now,', table.scan(snapshot_id={snapshot}).to_arrow().num_rows, 'then')\n\
+             sessions = lake.load_table('everlog.sessions')\n\
+             print(sessions.scan().to_arrow().num_rows, 'sessions by v2,', sessions.scan().use_ref('v1').to_arrow().num_rows, 'by v1')\"\n",
         );
         let mut out = std::io::stdout().lock();
         writeln!(out, "\n{text}")?;
@@ -642,7 +703,7 @@ struct Seen {
 }
 
 impl Seen {
-    fn take(&mut self, batch: &everlog_common::EventBatch, began: Instant) {
+    fn take(&mut self, batch: &EventBatch, began: Instant) {
         let rows = batch.columns.len() as u64;
         match batch.source {
             // On a very slow machine also after the tail began: a reader that falls behind drops back to history.

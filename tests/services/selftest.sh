@@ -9,7 +9,7 @@ is() { [ "$1" = "$2" ] || fail "$3: got $1, want $2"; ok "$3"; }
 fail() { echo "FAILED: $*" >&2; exit 1; }
 chmod 711 "$DIR" # PostgreSQL does not run as root
 cleanup() {
-  for s in toxiproxy catalog s3 postgres; do "$HERE/$s.sh" stop "$DIR/$s" || true; done
+  for s in toxiproxy catalog s3 postgres schema-registry flink; do "$HERE/$s.sh" stop "$DIR/$s" || true; done
   "$HERE/catalog.sh" stop "$DIR/catalog-readers" || true
   for s in kafka kafka3; do "$HERE/kafka.sh" stop "$DIR/$s" 2>/dev/null || true; done
 }
@@ -77,6 +77,31 @@ is "$(psql "$url" -Atc 'CREATE TABLE t AS SELECT 7 AS n; SELECT n FROM t')" $'SE
 "$HERE/postgres.sh" start "$DIR/postgres" $((P + 60)) >/dev/null
 is "$(psql "$url" -Atc 'SELECT n FROM t')" 7 "the same after kill -9"
 "$HERE/postgres.sh" stop "$DIR/postgres"
+
+echo "Schema registry"
+url=$("$HERE/schema-registry.sh" start "$DIR/schema-registry" $((P + 70)))
+echo '{"type":"enum","name":"a.B","symbols":["X"]}' > "$DIR/b.avsc"
+echo '{"type":"record","name":"R","fields":[{"name":"b","type":"a.B"}]}' > "$DIR/r.avsc"
+"$HERE/schema-registry.sh" register "$DIR/schema-registry" b "$DIR/b.avsc" >/dev/null
+id=$("$HERE/schema-registry.sh" register "$DIR/schema-registry" r-value "$DIR/r.avsc" a.B=b:1)
+"$HERE/schema-registry.sh" kill "$DIR/schema-registry"
+"$HERE/schema-registry.sh" start "$DIR/schema-registry" $((P + 70)) >/dev/null
+is "$(curl -s "$url/schemas/ids/$id" | grep -o '"subject":"b","version":1\|"version":1,"subject":"b"' | wc -l)" 1 "a schema and its reference, after kill -9"
+is "$(curl -s -o /dev/null -w '%{http_code}' "$url/schemas/ids/999999")" 404 "an unknown id"
+"$HERE/schema-registry.sh" stop "$DIR/schema-registry"
+
+echo "Flink"
+url=$("$HERE/flink.sh" start "$DIR/flink" $((P + 80)))
+cat > "$DIR/program.sql" <<SQL
+CREATE TABLE \`n\` (i BIGINT) WITH ('connector' = 'datagen', 'number-of-rows' = '7');
+CREATE TABLE \`out\` (i BIGINT) WITH ('connector' = 'filesystem', 'path' = '$DIR/flink/out', 'format' = 'json');
+INSERT INTO \`out\` SELECT i FROM n; -- the end
+SQL
+"$HERE/flink.sh" sql "$DIR/flink" "$DIR/program.sql" parallelism.default=2 | grep -q '"state":"FINISHED"'
+is "$(cat "$DIR"/flink/out/* | wc -l)" 7 "rows of a program, through $url"
+echo "SELECT nothing" > "$DIR/program.sql"
+is "$("$HERE/flink.sh" sql "$DIR/flink" "$DIR/program.sql" 2>/dev/null | grep -o "Column 'nothing' not found" | sort -u)" "Column 'nothing' not found" "a program that is wrong says why"
+"$HERE/flink.sh" stop "$DIR/flink"
 
 echo "the readers"
 PYTHON="$(py_env)/bin/python"

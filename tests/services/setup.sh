@@ -93,5 +93,7 @@ if [ "$BUILD_ONLY" = 1 ]; then exit 0; fi
 "$HERE/catalog.sh" fetch >/dev/null
 "$HERE/toxiproxy.sh" fetch >/dev/null
 "$HERE/s3.sh" fetch >/dev/null
+"$HERE/schema-registry.sh" fetch >/dev/null
+"$HERE/flink.sh" fetch >/dev/null
 PYTHON="$(py_env)/bin/python"
 note "test services are ready in $CACHE ($(du -sm "$CACHE" | cut -f1) MB); readers run on $PYTHON"

@@ -3,6 +3,7 @@
 
 #![allow(clippy::panic, reason = "a harness fails its test by panicking")]
 
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -446,6 +447,95 @@ fn open_dir(prefix: &str) -> tempfile::TempDir {
     let open = std::fs::Permissions::from_mode(0o755);
     std::fs::set_permissions(dir.path(), open).expect("permissions");
     dir
+}
+
+/// A schema registry with Confluent's API.
+#[derive(Debug)]
+pub struct SchemaRegistry {
+    dir: tempfile::TempDir,
+    /// The address for Confluent's clients.
+    pub url: String,
+}
+
+impl SchemaRegistry {
+    /// Starts it.
+    pub fn start() -> Self {
+        let dir = open_dir("everlog-registry");
+        let (path, port) = (dir.path().display().to_string(), free_ports(2).to_string());
+        let url = run("schema-registry.sh", &["start", &path, &port]);
+        Self { dir, url }
+    }
+
+    /// Registers an Avro schema with references `NAME=SUBJECT:VERSION`; its id.
+    pub fn register(&self, subject: &str, schema: &str, references: &[&str]) -> u32 {
+        let file = self.dir.path().join("schema.avsc");
+        std::fs::write(&file, schema).expect("the schema's file");
+        let (path, file) = (
+            self.dir.path().display().to_string(),
+            file.display().to_string(),
+        );
+        let mut all = vec!["register", &path, subject, &file];
+        all.extend_from_slice(references);
+        let id = run("schema-registry.sh", &all);
+        id.parse()
+            .unwrap_or_else(|_| panic!("the registry gave {id} for an id"))
+    }
+
+    /// Runs `schema-registry.sh VERB DIR [ARG]`: `kill`, `stop`, `delete SUBJECT`.
+    pub fn control(&self, verb: &str, args: &[&str]) {
+        let path = self.dir.path().display().to_string();
+        run(
+            "schema-registry.sh",
+            &[&[verb, path.as_str()], args].concat(),
+        );
+    }
+}
+
+impl Drop for SchemaRegistry {
+    fn drop(&mut self) {
+        let path = self.dir.path().display().to_string();
+        let _ = try_run("schema-registry.sh", &["stop", &path]);
+    }
+}
+
+/// A Flink session cluster with its Kafka connector.
+#[derive(Debug)]
+pub struct Flink {
+    dir: tempfile::TempDir,
+    /// `http://127.0.0.1:PORT`, Flink's REST server.
+    pub url: String,
+}
+
+impl Flink {
+    /// Starts it; `options` are those of `flink.sh start`: Flink's own, as `parallelism.default=2`, and `--slots N`, `--heap SIZE`.
+    pub fn start(options: &[&str]) -> Self {
+        let dir = open_dir("everlog-flink");
+        let (path, port) = (dir.path().display().to_string(), free_ports(2).to_string());
+        let url = run("flink.sh", &[&["start", &path, &port], options].concat());
+        Self { dir, url }
+    }
+
+    /// Runs an SQL program as Flink's SQL client would, with Flink's options for its session, and waits until its INSERTs
+    /// have ended. A line of JSON for each: `job`, `state`, `ms`, and of the process meanwhile `cpu_ms`, `peak_bytes`.
+    pub fn sql(&self, program: &str, options: &[&str]) -> Vec<String> {
+        let mut file = tempfile::NamedTempFile::new_in(self.dir.path()).expect("a file");
+        file.write_all(program.as_bytes()).expect("the program");
+        let (path, file) = (
+            self.dir.path().display().to_string(),
+            file.path().display().to_string(),
+        );
+        let said = run("flink.sh", &[&["sql", &path, &file], options].concat());
+        said.lines().map(str::to_owned).collect()
+    }
+}
+
+impl Drop for Flink {
+    fn drop(&mut self) {
+        let _ = try_run(
+            "flink.sh",
+            &["stop", &self.dir.path().display().to_string()],
+        );
+    }
 }
 
 /// A TCP proxy in front of one server.

@@ -15,7 +15,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
-METRIC = re.compile(r"\beverlog_(?:archiver|replayer|build|process)_[a-z_]+[a-z]\b")
+METRIC = re.compile(r"\beverlog_(?:archiver|replayer|processor|build|process)_[a-z_]+[a-z]\b")
 HISTOGRAM_PARTS = ("_bucket", "_sum", "_count")
 MACHINE = re.compile(r"(?<![\w.:/-])/(?:work|root|home/\w+)/\w+")
 TEXT = {".md", ".rs", ".toml", ".sh", ".py", ".yaml", ".yml", ".json", ".java", ".xml", ""}

@@ -3,8 +3,26 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// Every fail point that the sources of `crates` name, so that a new one is killed without being listed anywhere.
+/// What points in jobs' own commits and promotions begin with.
+const OF_JOBS: &str = "job::";
+
+/// Every fail point that the sources of `crates` name, so that a new one is killed without being listed anywhere; but for
+/// those that only a job comes to.
 pub fn fail_points(crates: &[&str]) -> BTreeSet<String> {
+    let mut points = named(crates);
+    points.retain(|point| !point.starts_with(OF_JOBS));
+    points
+}
+
+/// Every fail point that a running job comes to.
+pub fn job_points() -> BTreeSet<String> {
+    let mut points = named(&["common/table"]);
+    points.retain(|point| point.starts_with(OF_JOBS) && point != "job::before_promote");
+    points.append(&mut named(&["processor"]));
+    points
+}
+
+fn named(crates: &[&str]) -> BTreeSet<String> {
     fn walk(folder: &Path, found: &mut BTreeSet<String>) {
         for entry in std::fs::read_dir(folder)
             .expect("a source folder")

@@ -9,17 +9,18 @@ ARGS ?=
 # a test may end by a panic, and counts things that fit
 IN_TESTS := $(addprefix -A clippy::,unwrap_used get_unwrap panic print_stdout print_stderr cast_possible_truncation cast_possible_wrap \
 	cast_sign_loss clone_on_ref_ptr disallowed_methods unused_async zombie_processes match_overlapping_arm stable_sort_primitive \
-	unchecked_time_subtraction map_unwrap_or too_many_arguments default_trait_access from_iter_instead_of_collect)
+	unchecked_time_subtraction map_unwrap_or too_many_arguments default_trait_access from_iter_instead_of_collect format_collect format_push_string \
+	case_sensitive_file_extension_comparisons explicit_counter_loop match_bool large_futures)
 PORT ?= 29092
 
-.PHONY: help demo test sim mutants chaos nightly bench lint fmt docs-check services services-stop
+.PHONY: help demo test sim mutants chaos flink nightly bench lint fmt docs-check services services-stop
 
 help: ## this list
 	@echo "everlog: targets of this Makefile"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
 		|| sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST)
 
-demo: ## the whole story on this machine: archive, kill, replay, handoff, time travel (ARGS="...")
+demo: ## the whole story on this machine: archive, kill, replay, handoff, time travel, sessions and their version 2 (ARGS="...")
 	@tests/services/setup.sh --build
 	@echo "building everlog (the first time takes minutes) ..."
 	cargo build --locked -p everlog-cli
@@ -41,12 +42,17 @@ chaos: ## real servers and processes under kill -9, hangs, cuts and deletions (M
 	cargo build --workspace --all-targets --locked $(FEATURES)
 	@EVERLOG_BIN_DIR=$(abspath $(TARGET))/debug tests/scripts/run_chaos.sh $(or $(MINUTES),5) $(SEED)
 
-nightly: ## what is too long for `make test`: many simulated worlds, all planted bugs, five minutes of chaos
+flink: ## jobs against a real Flink, row by row, with records by chance (ROUNDS=10, SEED=N: those of a run again)
+	@tests/services/setup.sh
+	@EVERLOG_FLINK_ROUNDS=$(or $(ROUNDS),10) EVERLOG_FLINK_SEED=$(SEED) FEATURES="$(FEATURES)" tests/scripts/run_tests.sh -p everlog-tests --test flink
+
+nightly: ## what is too long for `make test`: many simulated worlds, all planted bugs, many rounds against Flink, five minutes of chaos
 	$(MAKE) --no-print-directory sim SEEDS=$(or $(SEEDS),10000)
+	$(MAKE) --no-print-directory flink ROUNDS=20
 	$(MAKE) --no-print-directory mutants
 	$(MAKE) --no-print-directory chaos MINUTES=$(or $(MINUTES),5)
 
-bench: ## archive and replay rates as ratios, measured on this machine
+bench: ## archive, replay and job rates as ratios, measured on this machine (ARGS="process 5000000 3" for jobs alone)
 	@tests/services/setup.sh
 	cargo build --release --locked --workspace --bins
 	EVERLOG_BIN=$(abspath $(TARGET))/release/everlog EVERLOG_SERVICES=$(CURDIR)/tests/services $(TARGET)/release/everlog-benches $(ARGS)

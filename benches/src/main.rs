@@ -12,6 +12,9 @@
 //! | verify | `everlog verify`: all of Kafka's records and the archive's side by side |
 //! | hash | the continuity hash over as many rows, alone: its part of the archiver's CPU time |
 //!
+//! then the handoff's pause, and jobs: see [`process`].
+//!
+//! `everlog-benches process [EVENTS] [ROUNDS]` measures jobs alone, `everlog-benches parts [EVENTS]` where a job's time goes.
 //! `everlog-benches produce BOOTSTRAP EVENTS` fills the topic `bench` of a running Kafka alone, to profile by hand.
 //!
 //! Each run is a process of its own: wall time, CPU time (user and system) and peak resident memory are the kernel's. The
@@ -25,8 +28,11 @@
 )]
 
 mod bare;
+mod clicks;
 mod handoff;
 mod measure;
+mod parts;
+mod process;
 
 use std::path::{Path, PathBuf};
 
@@ -48,11 +54,14 @@ fn main() {
             produce_into(bootstrap, number(events));
         }
         ["decode", threads, files @ ..] => bare::decode(number(threads), files),
+        ["parts", rest @ ..] => parts::report(&runtime(), or(rest.first(), 3_000_000)),
+        ["process", rest @ ..] => {
+            let (events, rounds) = (or(rest.first(), 5_000_000), or(rest.get(1), 3));
+            process::report(&runtime(), &Kafka::start(), events, rounds);
+        }
         ["hash", events, bytes] => bare::hash(number(events), number(bytes)),
         rest => {
-            let events = rest.first().map_or(3_000_000, |n| number(n));
-            let rounds = rest.get(1).map_or(3, |n| number(n));
-            report(events, rounds);
+            report(or(rest.first(), 3_000_000), or(rest.get(1), 3));
         }
     }
 }
@@ -60,6 +69,11 @@ fn main() {
 fn number(text: &str) -> usize {
     text.parse()
         .unwrap_or_else(|e| panic!("{text:?} is not a number: {e}"))
+}
+
+/// The number that was given, or the usual one.
+fn or(given: Option<&&str>, usual: usize) -> usize {
+    given.map_or(usual, |text| number(text))
 }
 
 fn report(events: usize, rounds: usize) {
@@ -159,6 +173,7 @@ fn report(events: usize, rounds: usize) {
         lake_bytes as f64 / log_bytes as f64
     );
     handoff::report(&runtime(), &kafka.bootstrap, &broker);
+    process::report(&runtime(), &kafka, events, rounds);
 }
 
 /// Creates the topic and fills it. Gives the values' length.

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes dashboard.json. Panels are data here; the JSON that Grafana wants is mostly repetition.
+"""Writes dashboard.json (the archiver) and jobs.json (stream processors). Panels are data here; the JSON that Grafana wants is mostly repetition.
 
 usage: make_dashboard.py            write;     make_dashboard.py --check   fail where the file is not what this writes
 """
@@ -8,9 +8,10 @@ import json
 import pathlib
 import sys
 
-OUT = pathlib.Path(__file__).with_name("dashboard.json")
+HERE = pathlib.Path(__file__).parent
 SOURCE = {"type": "prometheus", "uid": "prometheus"}
 T = '{topic=~"$topic"}'
+J = '{name=~"$name"}'
 
 
 def bad_when(*steps, calm="green"):
@@ -45,6 +46,36 @@ GRAPHS = [
     ("Versions", "What runs.", "none", [("count by (version) (everlog_build_info)", "{{version}}")]),
 ]
 
+WHO = "{{name}} {{version}}"
+JOB_STATS = [
+    ("Jobs", "Versions of jobs that answer.", "none", f"count(everlog_processor_epoch{J}) or vector(0)", bad_when()),
+    ("Most behind", "Records from a job's position to the end of the live log.", "short", f"max(everlog_processor_lag_records{J})", bad_when()),
+    ("Event time behind", "How far the slowest job's event time is behind the clock.", "s", f"max(time() - everlog_processor_watermark_timestamp_seconds{J})", bad_when((600, "orange"), (3600, "red"))),
+    ("Dead letters", "Since the versions began.", "none", f"sum(everlog_processor_dead{J})", bad_when((1, "orange"))),
+    ("Late", "Since the versions began.", "none", f"sum(everlog_processor_late{J})", bad_when()),
+    ("Gaps passed", "Recorded gaps of the archive that rows lack.", "none", f"sum(everlog_processor_gaps_total{J})", bad_when((1, "red"))),
+]
+JOB_GRAPHS = [
+    ("Records per second", "Read, from either tier.", "short", [(f"rate(everlog_processor_records_total{J}[1m])", WHO)]),
+    ("Rows per second", "Of the version.", "short", [(f"rate(everlog_processor_rows{J}[1m])", WHO)]),
+    ("Lag in records", "To the end of the live log, history included.", "short", [(f"everlog_processor_lag_records{J}", WHO)]),
+    ("Event time behind the clock", "A replay's falls until it is live.", "s", [(f"time() - everlog_processor_watermark_timestamp_seconds{J}", WHO)]),
+    ("Who holds time back", "The slowest partition, while one is.", "none", [(f"everlog_processor_slowest_partition{J}", WHO)]),
+    ("Partitions held", "Not read on for now: too far ahead of the slowest.", "none", [(f"everlog_processor_partitions_held{J}", WHO)]),
+    ("State", "On disk and in changes that are not there yet.", "bytes", [(f"everlog_processor_state_bytes{J}", WHO)]),
+    ("Commits", "What the last epoch took: file, outputs, local state.", "s", [(f"everlog_processor_commit_seconds{J}", WHO)]),
+    ("Epochs per minute", "Committed.", "short", [(f"rate(everlog_processor_epochs_total{J}[5m]) * 60", WHO)]),
+    ("Late and dead per minute", "Records that are in no row.", "short", [
+        (f"rate(everlog_processor_late{J}[5m]) * 60", WHO + " late"),
+        (f"rate(everlog_processor_dead{J}[5m]) * 60", WHO + " dead"),
+    ]),
+]
+# file, uid, title, what is chosen from and by which metric, panels
+DASHBOARDS = [
+    ("dashboard.json", "everlog", "everlog archiver", ("topic", "Topic", "everlog_archiver_ledger_next_offset"), STATS, GRAPHS),
+    ("jobs.json", "everlog-jobs", "everlog jobs", ("name", "Job", "everlog_processor_epoch"), JOB_STATS, JOB_GRAPHS),
+]
+
 
 def targets(queries):
     return [{"datasource": SOURCE, "expr": expr, "legendFormat": legend, "refId": chr(65 + i)} for i, (expr, legend) in enumerate(queries)]
@@ -67,16 +98,17 @@ def panel(number, kind, title, help_text, unit, queries, place, thresholds=None)
     }
 
 
-def dashboard():
+def dashboard(uid, name, chosen, stats, graphs):
+    label, shown, metric = chosen
     panels = []
-    for i, (title, help_text, unit, expr, thresholds) in enumerate(STATS):
+    for i, (title, help_text, unit, expr, thresholds) in enumerate(stats):
         panels.append(panel(len(panels) + 1, "stat", title, help_text, unit, [(expr, "")], {"x": 4 * i, "y": 0, "w": 4, "h": 4}, thresholds))
-    for i, (title, help_text, unit, queries) in enumerate(GRAPHS):
+    for i, (title, help_text, unit, queries) in enumerate(graphs):
         place = {"x": 12 * (i % 2), "y": 4 + 8 * (i // 2), "w": 12, "h": 8}
         panels.append(panel(len(panels) + 1, "timeseries", title, help_text, unit, queries, place))
     return {
-        "uid": "everlog",
-        "title": "everlog archiver",
+        "uid": uid,
+        "title": name,
         "tags": ["everlog"],
         "schemaVersion": 39,
         "editable": True,
@@ -86,11 +118,11 @@ def dashboard():
         "templating": {
             "list": [
                 {
-                    "name": "topic",
-                    "label": "Topic",
+                    "name": label,
+                    "label": shown,
                     "type": "query",
                     "datasource": SOURCE,
-                    "query": {"query": "label_values(everlog_archiver_ledger_next_offset, topic)", "refId": "topic"},
+                    "query": {"query": f"label_values({metric}, {label})", "refId": label},
                     "refresh": 2,
                     "multi": True,
                     "includeAll": True,
@@ -105,12 +137,13 @@ def dashboard():
 
 
 def main():
-    text = json.dumps(dashboard(), indent=1) + "\n"
-    if "--check" in sys.argv[1:]:
-        if OUT.read_text(encoding="utf-8") != text:
-            sys.exit(f"error: {OUT.name} is not what make_dashboard.py writes: run it")
-        return
-    OUT.write_text(text, encoding="utf-8")
+    for file, *what in DASHBOARDS:
+        out = HERE / file
+        text = json.dumps(dashboard(*what), indent=1) + "\n"
+        if "--check" not in sys.argv[1:]:
+            out.write_text(text, encoding="utf-8")
+        elif not out.exists() or out.read_text(encoding="utf-8") != text:
+            sys.exit(f"error: {out.name} is not what make_dashboard.py writes: run it")
 
 
 if __name__ == "__main__":

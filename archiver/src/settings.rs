@@ -16,6 +16,9 @@ pub enum OnGap {
     Record,
 }
 
+/// What a compiled expression may take, in bytes: a name has 249 characters, so that a longer expression is a mistake.
+const REGEX_BYTES_MAX: usize = 256 << 10;
+
 /// A topic by name, or topics by a regular expression.
 #[derive(Clone)]
 pub enum TopicPattern {
@@ -27,29 +30,49 @@ pub enum TopicPattern {
 
 /// Why a `topics` value is none.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is neither a topic name nor a regular expression that begins with ^: {detail}")]
-pub struct TopicPatternError {
-    /// As written.
-    pub text: String,
-    /// What is wrong with it.
-    pub detail: String,
+pub enum TopicPatternError {
+    /// No name that a topic can have.
+    #[error("{detail}{}", if looks_like_regex(.text) { "; a regular expression begins with ^" } else { "" })]
+    Name {
+        /// As written.
+        text: String,
+        /// What is wrong with it; it has the text.
+        detail: String,
+    },
+    /// No expression.
+    #[error("{text:?} is not a regular expression: {detail}")]
+    Regex {
+        /// As written.
+        text: String,
+        /// What is wrong with it.
+        detail: String,
+    },
+}
+
+fn looks_like_regex(text: &str) -> bool {
+    text.contains(['*', '\\', '[', '(', '$', '|', '+', '?'])
 }
 
 impl TopicPattern {
     /// Reads a name, or an expression that begins with `^`.
     pub fn parse(text: &str) -> Result<Self, TopicPatternError> {
-        let fail = |detail: String| TopicPatternError {
-            text: text.to_owned(),
-            detail,
-        };
+        let owned = text.to_owned();
         if text.starts_with('^') {
-            regex::Regex::new(text)
+            regex::RegexBuilder::new(text)
+                .size_limit(REGEX_BYTES_MAX)
+                .build()
                 .map(Self::Regex)
-                .map_err(|e| fail(e.to_string()))
+                .map_err(|error| TopicPatternError::Regex {
+                    text: owned,
+                    detail: why(&error),
+                })
         } else {
             TopicName::new(text)
                 .map(Self::Name)
-                .map_err(|e| fail(e.to_string()))
+                .map_err(|error| TopicPatternError::Name {
+                    text: owned,
+                    detail: error.to_string(),
+                })
         }
     }
 
@@ -66,6 +89,20 @@ impl TopicPattern {
         match self {
             Self::Name(name) => name.as_str(),
             Self::Regex(regex) => regex.as_str(),
+        }
+    }
+}
+
+/// The reason alone, without the drawing of where.
+fn why(error: &regex::Error) -> String {
+    match error {
+        regex::Error::CompiledTooBig(_) => {
+            "it becomes too large, write a shorter one, or several".to_owned()
+        }
+        error => {
+            let text = error.to_string();
+            let last = text.lines().last().unwrap_or_default();
+            last.trim_start_matches("error: ").to_owned()
         }
     }
 }

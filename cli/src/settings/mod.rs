@@ -20,7 +20,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use everlog_common::TopicName;
+use everlog_archiver::TopicPattern;
 use everlog_kafka::Isolation;
 use everlog_table::catalog::CatalogError;
 use everlog_table::schema::PartitionBy;
@@ -450,28 +450,8 @@ impl Check<'_> {
     fn topics(&mut self, needs: Needs) -> Vec<String> {
         let topics = self.list(Section::Archive, "topics", needs.topics);
         for topic in &topics {
-            let wrong = if topic.starts_with('^') {
-                regex::Regex::new(topic).err().map(|error| {
-                    let text = error.to_string();
-                    let last = text.lines().last().unwrap_or_default();
-                    format!(
-                        "{topic:?} is not a regular expression: {}",
-                        last.trim_start_matches("error: ")
-                    )
-                })
-            } else {
-                TopicName::new(topic).err().map(|error| {
-                    let expression = topic.contains(['*', '\\', '[', '(', '$', '|', '+', '?']);
-                    let hint = if expression {
-                        "; a regular expression begins with ^"
-                    } else {
-                        ""
-                    };
-                    format!("{error}{hint}")
-                })
-            };
-            if let Some(wrong) = wrong {
-                self.problem(Section::Archive, "topics", wrong);
+            if let Err(wrong) = TopicPattern::parse(topic) {
+                self.problem(Section::Archive, "topics", wrong.to_string());
             }
         }
         topics

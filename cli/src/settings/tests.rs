@@ -356,6 +356,20 @@ fn the_page_of_the_configuration_is_up_to_date() {
 }
 
 #[test]
+fn an_expression_that_becomes_too_large_is_refused() {
+    let long = format!("^{}", "a.*".repeat(2_000));
+    let file = SMALL.replace("\"clickstream.raw\"", &format!("{long:?}"));
+    let problems = problems(&file, &[], Needs::ALL);
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(
+        problems[0].ends_with(
+            "is not a regular expression: it becomes too large, write a shorter one, or several"
+        ),
+        "{problems:?}"
+    );
+}
+
+#[test]
 fn any_text_is_a_configuration_or_refused_with_its_problems() {
     let full = default_file();
     everlog_hostile::feed_text("everlog.toml", &[SMALL, &full], |text| {

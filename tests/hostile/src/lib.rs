@@ -82,9 +82,19 @@ pub fn counted<T>(work: impl FnOnce() -> T) -> (T, usize) {
     (done, PEAK.get().saturating_sub(before).unsigned_abs())
 }
 
+/// Bytes that a parser may hold for each of its input, besides a megabyte for all of them.
+const BYTES_PER_BYTE: usize = 16;
+/// The same where SQL is read: a token with its place is a hundred bytes, may be made of one byte, and stands in a list that
+/// grows by doubling.
+pub const SQL_BYTES_PER_BYTE: usize = 320;
+
 /// What a parser of so many bytes may hold.
 pub fn allowance(input: usize) -> usize {
-    16 * input + (1 << 20)
+    within(BYTES_PER_BYTE, input)
+}
+
+fn within(bytes_per_byte: usize, input: usize) -> usize {
+    bytes_per_byte * input + (1 << 20)
 }
 
 /// Feeds `parse` with every example of `corpus` and with what becomes of them. `parse` asserts what it knows of its value,
@@ -93,13 +103,18 @@ pub fn allowance(input: usize) -> usize {
 /// # Panics
 /// Where `parse` does, or holds too much memory: with the input on standard error.
 pub fn feed(target: &str, corpus: &[&[u8]], parse: impl Fn(&[u8])) {
+    feed_within(BYTES_PER_BYTE, target, corpus, parse);
+}
+
+fn feed_within(bytes_per_byte: usize, target: &str, corpus: &[&[u8]], parse: impl Fn(&[u8])) {
+    let one = |input: &[u8]| one(target, input, within(bytes_per_byte, input.len()), &parse);
     let (cases, patience) = match number("EVERLOG_HOSTILE_CASES") {
         Some(cases) => (cases, Duration::MAX),
         None => (20_000, Duration::from_secs(2)),
     };
     let mut chance = Chance(number("EVERLOG_HOSTILE_SEED").unwrap_or(0x5eed) | 1);
     for example in corpus {
-        one(target, example, &parse);
+        one(example);
     }
     let began = Instant::now();
     for case in 0..cases {
@@ -108,27 +123,41 @@ pub fn feed(target: &str, corpus: &[&[u8]], parse: impl Fn(&[u8])) {
             break;
         }
         let input = chance.mutant(corpus);
-        one(target, &input, &parse);
+        one(&input);
     }
 }
 
 /// The same for parsers of text: what is no UTF-8 reaches them with replacements.
 pub fn feed_text(target: &str, corpus: &[&str], parse: impl Fn(&str)) {
-    let bytes: Vec<&[u8]> = corpus.iter().map(|text| text.as_bytes()).collect();
-    feed(target, &bytes, |input| match std::str::from_utf8(input) {
-        Ok(text) => parse(text),
-        Err(_) => parse(&String::from_utf8_lossy(input)),
-    });
+    feed_text_within(BYTES_PER_BYTE, target, corpus, parse);
 }
 
-fn one(target: &str, input: &[u8], parse: &impl Fn(&[u8])) {
+/// The same for parsers that may hold so many bytes for each of their input.
+pub fn feed_text_within(
+    bytes_per_byte: usize,
+    target: &str,
+    corpus: &[&str],
+    parse: impl Fn(&str),
+) {
+    let bytes: Vec<&[u8]> = corpus.iter().map(|text| text.as_bytes()).collect();
+    feed_within(
+        bytes_per_byte,
+        target,
+        &bytes,
+        |input| match std::str::from_utf8(input) {
+            Ok(text) => parse(text),
+            Err(_) => parse(&String::from_utf8_lossy(input)),
+        },
+    );
+}
+
+fn one(target: &str, input: &[u8], allowed: usize, parse: &impl Fn(&[u8])) {
     let (ended, peak) = counted(|| catch_unwind(AssertUnwindSafe(|| parse(input))));
     let shown = || input.escape_ascii().to_string();
     if let Err(panic) = ended {
         report(target, &shown());
         resume_unwind(panic);
     }
-    let allowed = allowance(input.len());
     if peak > allowed {
         report(target, &shown());
         assert!(

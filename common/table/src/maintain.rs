@@ -165,20 +165,9 @@ impl Archive {
     ) -> Result<(), ArchiveError> {
         let mut conflicts = 0;
         for _ in 0..SWAPS_MAX {
-            match self.expire_once(settings, report).await? {
-                Expired::Nothing => return Ok(()),
-                Expired::Some => conflicts = 0,
-                Expired::Missed(why) => {
-                    conflicts += 1;
-                    if conflicts >= ATTEMPTS_MAX {
-                        return Err(ArchiveError::Contended {
-                            table: self.table().to_string(),
-                            attempts: conflicts,
-                            last: why,
-                        });
-                    }
-                    self.back_off(conflicts).await;
-                }
+            let outcome = self.expire_once(settings, report).await?;
+            if !self.handle().again(outcome, &mut conflicts).await? {
+                return Ok(());
             }
         }
         Ok(())
@@ -235,6 +224,33 @@ impl Handle {
                 Err(self.catalog_error("cannot expire snapshots", error))
             }
         }
+    }
+
+    /// Whether to swap again after this one, which missed `conflicts` times in a row; waits where another writer was in the way.
+    ///
+    /// # Errors
+    /// [`ArchiveError::Contended`] where it missed too often.
+    pub(crate) async fn again(
+        &self,
+        outcome: Expired,
+        conflicts: &mut u32,
+    ) -> Result<bool, ArchiveError> {
+        match outcome {
+            Expired::Nothing => return Ok(false),
+            Expired::Some => *conflicts = 0,
+            Expired::Missed(last) => {
+                *conflicts += 1;
+                if *conflicts >= ATTEMPTS_MAX {
+                    return Err(ArchiveError::Contended {
+                        table: self.table_name(),
+                        attempts: *conflicts,
+                        last,
+                    });
+                }
+                self.back_off(*conflicts).await;
+            }
+        }
+        Ok(true)
     }
 
     async fn swap_expiry(&self, table: &LoadedTable, plan: &ExpiryPlan) -> CommitReply {

@@ -7,16 +7,13 @@ use iceberg::spec::{MAIN_BRANCH, SnapshotRef, SnapshotReference, TableMetadata};
 
 use super::state::replaced;
 use super::{JobError, JobTable, PROPERTY_JOB};
-use crate::archive::ArchiveError;
 use crate::lease;
 use crate::maintain::plan::{
     COUNT_FLOOR, ExpiryPlan, LOOSE_AGE_MAX, base_bytes, is_off, lapsed, snapshot_bytes,
 };
-use crate::maintain::{Expired, ExpirySettings, MaintenanceReport, MaintenanceSettings, Removal};
+use crate::maintain::{ExpirySettings, MaintenanceReport, MaintenanceSettings, Removal};
 use crate::summary::ancestry;
 
-/// Attempts to expire, each on a fresh state.
-const ATTEMPTS_MAX: u32 = 8;
 /// Swaps of one round.
 const SWAPS_MAX: u32 = 64;
 
@@ -56,20 +53,9 @@ impl JobTable {
             if plan.is_empty() {
                 return Ok(());
             }
-            match self.handle().expire_planned(&table, &plan, report).await? {
-                Expired::Nothing => return Ok(()),
-                Expired::Some => conflicts = 0,
-                Expired::Missed(why) => {
-                    conflicts += 1;
-                    if conflicts >= ATTEMPTS_MAX {
-                        return Err(JobError::Table(ArchiveError::Contended {
-                            table: self.handle().table_name(),
-                            attempts: conflicts,
-                            last: why,
-                        }));
-                    }
-                    self.handle().back_off(conflicts).await;
-                }
+            let outcome = self.handle().expire_planned(&table, &plan, report).await?;
+            if !self.handle().again(outcome, &mut conflicts).await? {
+                return Ok(());
             }
         }
         Ok(())

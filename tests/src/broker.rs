@@ -158,6 +158,21 @@ impl Broker {
         }
     }
 
+    /// Waits until the cluster has `count` brokers that take part: one that has just started answers before it does.
+    pub fn await_nodes(&self, count: usize) {
+        let consumer: BaseConsumer = self.config().create().expect("consumer");
+        let due = Instant::now() + PATIENCE;
+        loop {
+            let metadata = consumer.fetch_metadata(None, Duration::from_secs(5));
+            let seen = metadata.ok().map(|metadata| metadata.brokers().len());
+            if seen.is_some_and(|seen| seen >= count) {
+                return;
+            }
+            assert!(Instant::now() < due, "{count} brokers: {seen:?} are seen");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// Deletes a topic and waits until it is gone.
     pub async fn delete(&self, topic: &str) {
         let options = AdminOptions::new().operation_timeout(Some(PATIENCE));

@@ -24,7 +24,9 @@ async fn cluster() -> (&'static Kafka, Broker, MutexGuard<'static, ()>) {
         // whatever the test before left down
         (1..=3).for_each(|node| kafka.node("start-node", node));
     }
-    (kafka, Broker::new(&kafka.bootstrap), turn)
+    let broker = Broker::new(&kafka.bootstrap);
+    broker.await_nodes(3);
+    (kafka, broker, turn)
 }
 
 fn entry(ledger: &Ledger, partition: i32) -> Option<Entry> {
@@ -103,6 +105,11 @@ async fn h11_leaders_change_under_load_and_nothing_is_lost_or_doubled() {
     broker
         .create_on(topic, &nodes, &[("min.insync.replicas", "2")])
         .await;
+    for (partition, nodes) in (0..).zip(nodes) {
+        broker.await_copies(topic, partition, "the preferred broker leads", |c| {
+            c.leader == nodes.first().copied() && c.in_sync.len() == nodes.len()
+        });
+    }
     let everlog = Everlog::local(
         &Setup::new(&kafka.bootstrap, &[topic]).archive("commit_interval = \"300ms\""),
     );

@@ -19,13 +19,8 @@ chmod 711 "$TMPDIR" # servers that refuse to run as root run as somebody else, w
 export TMPDIR
 # shellcheck disable=SC2317 # called by the trap
 leftovers() {
-  local f n=0
-  while IFS= read -r f; do
-    if alive "$f"; then
-      stop_pid "$f" 10
-      n=$((n + 1))
-    fi
-  done < <(find "$TMPDIR" -name pid -type f 2>/dev/null)
+  local n
+  n=$(stop_under 10 "$TMPDIR")
   [ "$n" = 0 ] || echo "stopped $n services that tests had left running"
   rm -rf "$TMPDIR"
 }

@@ -8,8 +8,10 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+mod leftovers;
 mod ports;
 
+use leftovers::folder;
 pub use ports::free_ports;
 
 /// A variable that `make test` sets.
@@ -65,10 +67,7 @@ impl Kafka {
 
     /// One broker with extra server properties, or `--nodes N`.
     pub fn start_with(args: &[&str]) -> Self {
-        let dir = tempfile::Builder::new()
-            .prefix("everlog-kafka")
-            .tempdir()
-            .expect("temp dir");
+        let dir = folder("everlog-kafka");
         let nodes: u16 = args
             .iter()
             .position(|a| *a == "--nodes")
@@ -85,10 +84,7 @@ impl Kafka {
     /// So many brokers, each behind a proxy: clients reach them through it once they know the cluster, and so do the brokers
     /// each other; the controllers' own connections are direct.
     pub fn start_behind_proxies(nodes: u16, args: &[&str]) -> (Self, Vec<Proxy>) {
-        let dir = tempfile::Builder::new()
-            .prefix("everlog-kafka")
-            .tempdir()
-            .expect("temp dir");
+        let dir = folder("everlog-kafka");
         let port = free_ports(2 * nodes);
         let proxies: Vec<_> = (0..nodes).map(|i| Proxy::start(port + 2 * i)).collect();
         let seen: Vec<_> = proxies.iter().map(|p| p.port().to_string()).collect();
@@ -245,10 +241,7 @@ pub const S3_SECRET_KEY: &str = "testsecret";
 impl S3 {
     /// Starts it.
     pub fn start() -> Self {
-        let dir = tempfile::Builder::new()
-            .prefix("everlog-s3")
-            .tempdir()
-            .expect("temp dir");
+        let dir = folder("everlog-s3");
         let port = free_ports(1);
         run(
             "s3.sh",
@@ -334,10 +327,7 @@ impl RestCatalog {
 
     /// Starts it with `options` of `catalog.sh start` besides.
     pub fn start_with(s3: &S3, options: &[&str]) -> Self {
-        let dir = tempfile::Builder::new()
-            .prefix("everlog-catalog")
-            .tempdir()
-            .expect("temp dir");
+        let dir = folder("everlog-catalog");
         let port = free_ports(2).to_string();
         let path = dir.path().display().to_string();
         let warehouse = "s3://warehouse/lake".to_owned();
@@ -440,10 +430,7 @@ impl Drop for Postgres {
 
 /// A folder that others may enter: servers that refuse to run as root run as somebody else.
 fn open_dir(prefix: &str) -> tempfile::TempDir {
-    let dir = tempfile::Builder::new()
-        .prefix(prefix)
-        .tempdir()
-        .expect("temp dir");
+    let dir = folder(prefix);
     let open = std::fs::Permissions::from_mode(0o755);
     std::fs::set_permissions(dir.path(), open).expect("permissions");
     dir
@@ -548,10 +535,7 @@ pub struct Proxy {
 impl Proxy {
     /// Starts it in front of a local server.
     pub fn start(upstream: u16) -> Self {
-        let dir = tempfile::Builder::new()
-            .prefix("everlog-proxy")
-            .tempdir()
-            .expect("temp dir");
+        let dir = folder("everlog-proxy");
         let control = free_ports(2);
         let proxy = Self {
             dir,

@@ -52,6 +52,12 @@ pub trait State {
     /// Sets the value of `key`.
     fn put(&mut self, space: Space, key: Vec<u8>, value: Vec<u8>) -> Result<(), StateError>;
 
+    /// Sets the value of `key`, which the caller knows not to be there. A store may then forget it without a trace when it is
+    /// removed before it was ever durable.
+    fn put_new(&mut self, space: Space, key: Vec<u8>, value: Vec<u8>) -> Result<(), StateError> {
+        self.put(space, key, value)
+    }
+
     /// Removes `key`; nothing happens if it is not there.
     fn delete(&mut self, space: Space, key: Vec<u8>) -> Result<(), StateError>;
 
@@ -105,6 +111,14 @@ impl State for MemoryState {
         }
         self.spaces[space as usize].insert(key, value);
         Ok(())
+    }
+
+    /// Refuses what is there: stores that count on it not to be would bring back what was removed.
+    fn put_new(&mut self, space: Space, key: Vec<u8>, value: Vec<u8>) -> Result<(), StateError> {
+        if self.spaces[space as usize].contains_key(&key) {
+            return Err(StateError::new(format!("{key:?} is in {space:?} already")));
+        }
+        self.put(space, key, value)
     }
 
     fn delete(&mut self, space: Space, key: Vec<u8>) -> Result<(), StateError> {

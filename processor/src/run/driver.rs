@@ -41,9 +41,9 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 /// How long an answer to that says something of now.
 const LOOK_VALID: Duration = Duration::from_secs(15);
 /// Pieces between stream and engine.
-const PIECES_MAX: usize = 64;
+const PIECES_MAX: usize = 1_024;
 /// Rows that are handed to the decoder, and to the engine, at a time: between two of these holds and settles are due.
-const ROWS_AT_A_TIME: usize = 32_768;
+const ROWS_AT_A_TIME: usize = 131_072;
 /// Bound of the orderly end after a signal.
 const END_TIMEOUT: Duration = Duration::from_mins(1);
 /// How long a commit under way is waited for after an error.
@@ -223,7 +223,7 @@ async fn begin(
         under_way: BTreeMap::new(),
         pieces: 0,
         bytes: 0,
-        bytes_max: budget.engine / 3,
+        bytes_max: budget.engine / 2,
         handed: Vec::new(),
         epoch_rules,
         settled: None,
@@ -462,11 +462,16 @@ impl Driver {
             .followed
             .pieces(batch, stream.positions(), stream.incarnation());
         for piece in pieces {
-            *self.under_way.entry(piece.partition).or_default() += 1;
-            self.pieces += 1;
-            self.bytes += piece.bytes();
+            self.remember(&piece);
             self.read.push_back(piece);
         }
+    }
+
+    /// A piece is under way.
+    fn remember(&mut self, piece: &Piece) {
+        *self.under_way.entry(piece.partition).or_default() += 1;
+        self.pieces += 1;
+        self.bytes += piece.bytes();
     }
 
     /// A piece is through, or dropped.
@@ -669,11 +674,11 @@ impl Driver {
             Done::Decoded(Err(error)) => self.fail(error),
             Done::Worked(work, rest, result) => {
                 result?;
-                let through = self.handed.len() - rest.len();
-                for (partition, bytes) in std::mem::take(&mut self.handed).drain(..through) {
+                for (partition, bytes) in std::mem::take(&mut self.handed) {
                     self.forget(partition, bytes);
                 }
                 for decoded in rest.into_iter().rev() {
+                    self.remember(&decoded.piece);
                     self.decoded.push_front(decoded);
                 }
                 if self.stopped() {

@@ -24,6 +24,9 @@ use super::source::{Decoded, row_of, timestamps};
 use crate::job::OnError;
 use crate::state::{Epoch, JobState, Sealing, no_rows};
 
+/// Rows that go through the engine at a time, where they come in several pieces.
+const JOINED_ROWS: usize = 65_536;
+
 /// What of a run goes into every epoch besides the state, as JSON.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Stored {
@@ -340,10 +343,15 @@ impl Work {
                 self.reached();
                 continue;
             }
-            let Some(piece) = pieces.pop_front() else {
-                return Ok(());
+            let rows_max = match self.rules.on_error {
+                OnError::Stop => 1,
+                OnError::DeadLetter => JOINED_ROWS,
             };
-            self.take(piece)?;
+            let joined = join(pieces, rows_max);
+            if joined.is_empty() {
+                return Ok(());
+            }
+            self.take(&joined)?;
             fail::fail_point!("process::batch_done");
         }
     }
@@ -354,24 +362,46 @@ impl Work {
         }
     }
 
-    fn take(&mut self, decoded: Decoded) -> Result<(), RunError> {
-        self.arrive(&decoded.piece.moved)?;
-        self.know(decoded.piece.incarnation.clone());
-        self.events += decoded.piece.columns.len() as u64;
-        let mut dead = decoded.dead.clone();
-        self.stop_at(&decoded, &dead)?;
-        if decoded.batch.num_rows() > 0 {
-            let processed = self.engine.process(&mut self.state, &decoded.batch);
+    /// Takes pieces of one partition that follow on each other.
+    fn take(&mut self, joined: &[Decoded]) -> Result<(), RunError> {
+        let (Some(first), Some(last)) = (joined.first(), joined.last()) else {
+            return Ok(());
+        };
+        self.arrive(&first.piece.moved)?;
+        self.know(first.piece.incarnation.clone());
+        let mut dead: Vec<_> = joined.iter().map(|decoded| decoded.dead.clone()).collect();
+        self.stop_at(joined, &dead)?;
+        for decoded in joined {
+            self.events += decoded.piece.columns.len() as u64;
+        }
+        let full = joined.iter().map(|decoded| &decoded.batch);
+        let full: Vec<_> = full.filter(|batch| batch.num_rows() > 0).collect();
+        let whole;
+        let batch = match full.as_slice() {
+            [] => None,
+            [one] => Some(*one),
+            [one, ..] => {
+                let all = concat_batches(one.schema_ref(), full.iter().copied());
+                whole = all.map_err(|source| self.misfit(source))?;
+                Some(&whole)
+            }
+        };
+        if let Some(batch) = batch {
+            let processed = self.engine.process(&mut self.state, batch);
             let emitted = processed.map_err(|source| self.failed(source))?;
-            self.gather(&decoded, emitted, &mut dead)?;
+            self.gather(joined, emitted, &mut dead)?;
         }
-        if !dead.is_empty() {
-            dead.sort_by_key(|(row, _)| *row);
-            self.stop_at(&decoded, &dead)?;
-            let batch = self.rules.dead.batch(&decoded, &dead);
-            self.dead.add(batch.map_err(|source| self.misfit(source))?);
+        for rows in &mut dead {
+            rows.sort_by_key(|(row, _)| *row);
         }
-        let (partition, position) = (decoded.piece.partition, decoded.piece.position());
+        self.stop_at(joined, &dead)?;
+        for (decoded, rows) in joined.iter().zip(&dead) {
+            if !rows.is_empty() {
+                let batch = self.rules.dead.batch(decoded, rows);
+                self.dead.add(batch.map_err(|source| self.misfit(source))?);
+            }
+        }
+        let (partition, position) = (last.piece.partition, last.piece.position());
         self.dirty |= self.positions.insert(partition, position) != Some(position);
         self.advance(partition, position)?;
         self.reached();
@@ -416,36 +446,46 @@ impl Work {
         Ok(())
     }
 
-    /// Takes what the engine gave for a piece.
+    /// Takes what the engine gave for pieces.
     fn gather(
         &mut self,
-        decoded: &Decoded,
+        joined: &[Decoded],
         emitted: Emitted,
-        dead: &mut Vec<(usize, String)>,
+        dead: &mut [Vec<(usize, String)>],
     ) -> Result<(), RunError> {
         self.rows.add(emitted.rows);
         self.more |= emitted.more;
-        dead.extend(left_out(decoded, &emitted.dead));
-        let late: Vec<_> = left_out(decoded, &emitted.late).collect();
-        if !late.is_empty() {
-            let batch = self.rules.late.batch(decoded, &late);
-            self.late.add(batch.map_err(|source| self.misfit(source))?);
+        for (decoded, dead) in joined.iter().zip(dead) {
+            dead.extend(left_out(decoded, &emitted.dead));
+            let late: Vec<_> = left_out(decoded, &emitted.late).collect();
+            if !late.is_empty() {
+                let batch = self.rules.late.batch(decoded, &late);
+                self.late.add(batch.map_err(|source| self.misfit(source))?);
+            }
         }
         Ok(())
     }
 
     /// With `on_error = "stop"` the first dead letter ends the job, before its position.
-    fn stop_at(&self, decoded: &Decoded, dead: &[(usize, String)]) -> Result<(), RunError> {
-        match dead.first() {
-            Some((row, why)) if self.rules.on_error == OnError::Stop => Err(RunError::BadRecord {
-                topic: self.rules.topic.clone(),
-                generation: decoded.piece.generation,
-                partition: decoded.piece.partition,
-                offset: offset_of(decoded, *row),
-                why: why.clone(),
-            }),
-            _ => Ok(()),
+    fn stop_at(&self, joined: &[Decoded], dead: &[Vec<(usize, String)>]) -> Result<(), RunError> {
+        let firsts = joined
+            .iter()
+            .zip(dead)
+            .map(|(decoded, rows)| (decoded, rows.first()));
+        for (decoded, first) in firsts {
+            if let Some((row, why)) = first
+                && self.rules.on_error == OnError::Stop
+            {
+                return Err(RunError::BadRecord {
+                    topic: self.rules.topic.clone(),
+                    generation: decoded.piece.generation,
+                    partition: decoded.piece.partition,
+                    offset: offset_of(decoded, *row),
+                    why: why.clone(),
+                });
+            }
         }
+        Ok(())
     }
 
     /// Ends the epoch.
@@ -493,6 +533,35 @@ impl Work {
             source,
         }
     }
+}
+
+/// Takes the first piece out, with as many of its partition as follow and have `rows_max` rows together at most, or are one: the
+/// more records of a key the engine sees at once, the less often its state is read and written. Pieces that come with news of
+/// other partitions are not passed, nor is the border of a generation.
+fn join(pieces: &mut VecDeque<Decoded>, rows_max: usize) -> Vec<Decoded> {
+    let Some(first) = pieces.pop_front() else {
+        return Vec::new();
+    };
+    let (generation, partition) = (first.piece.generation, first.piece.partition);
+    let mut rows = first.piece.columns.len();
+    let mut joined = vec![first];
+    let mut place = 0;
+    while let Some(next) = pieces.get(place) {
+        let news = !next.piece.moved.is_empty() || next.piece.incarnation.is_some();
+        if news || next.piece.generation != generation {
+            break;
+        }
+        if next.piece.partition != partition {
+            place += 1;
+            continue;
+        }
+        rows = rows.saturating_add(next.piece.columns.len());
+        if rows > rows_max {
+            break;
+        }
+        joined.extend(pieces.remove(place));
+    }
+    joined
 }
 
 fn offset_of(decoded: &Decoded, row: usize) -> Offset {

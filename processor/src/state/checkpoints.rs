@@ -14,6 +14,7 @@ use everlog_table::storage::{Storage, StorageErrorKind};
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
+use super::changes::Changes;
 use super::epoch::{self, Counts, Epoch, Header};
 use super::error::StoreError;
 use super::local::{At, Image, Local};
@@ -398,7 +399,7 @@ async fn load_base(
 
 fn load_part(local: &Local, uri: &str, bytes: &[u8]) -> Result<(), StoreError> {
     let mut failed = Ok(());
-    let mut piece = epoch::Changes::default();
+    let mut piece = Changes::default();
     epoch::read_changes(bytes, |space, key, value| {
         piece.set(space, key.to_vec(), value.map(<[u8]>::to_vec));
     })

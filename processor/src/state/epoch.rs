@@ -29,6 +29,8 @@ use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_64;
 use uuid::Uuid;
 
+use super::changes::Changes;
+
 const MAGIC: &[u8; 8] = b"everlogE";
 /// The form of the files. Form 1, which has no checksum of the progress alone, is read too; others are refused.
 const FORMAT: u32 = 2;
@@ -38,8 +40,6 @@ const FORMAT_PROGRESS_CHECKSUM: u32 = 2;
 const CHANGES_PER_BATCH: usize = 8_192;
 /// A header is never longer.
 const HEADER_BYTES_MAX: usize = 64 << 20;
-/// What an entry costs in memory besides its key and value.
-const ENTRY_OVERHEAD_BYTES: usize = 96;
 
 /// A job and its version. They name state, outputs and transactional ids; no version touches another's.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -88,56 +88,6 @@ pub struct Counts {
     pub late: u64,
     /// Dead letters.
     pub dead: u64,
-}
-
-/// Keys with their new values; none: removed.
-pub type SpaceChanges = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
-
-/// What changed, per space, the last change of a key alone.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Changes {
-    spaces: [SpaceChanges; 3],
-    bytes: usize,
-}
-
-impl Changes {
-    /// The changes of one space.
-    pub fn space(&self, space: Space) -> &SpaceChanges {
-        &self.spaces[space as usize]
-    }
-
-    /// Adds a change.
-    pub fn set(&mut self, space: Space, key: Vec<u8>, value: Option<Vec<u8>>) {
-        let added = key.len() + ENTRY_OVERHEAD_BYTES + value.as_ref().map_or(0, Vec::len);
-        let key_bytes = key.len() + ENTRY_OVERHEAD_BYTES;
-        self.bytes += added;
-        if let Some(before) = self.spaces[space as usize].insert(key, value) {
-            self.bytes -= key_bytes + before.map_or(0, |value| value.len());
-        }
-    }
-
-    /// Memory held, about.
-    pub fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    /// How many keys changed.
-    pub fn len(&self) -> usize {
-        self.spaces.iter().map(BTreeMap::len).sum()
-    }
-
-    /// Whether nothing changed.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// All of them, by space and key.
-    pub fn iter(&self) -> impl Iterator<Item = (Space, &Vec<u8>, Option<&Vec<u8>>)> {
-        Space::ALL
-            .into_iter()
-            .zip(&self.spaces)
-            .flat_map(|(space, changes)| changes.iter().map(move |(k, v)| (space, k, v.as_ref())))
-    }
 }
 
 /// Everything that changed since the epoch before.

@@ -17,7 +17,7 @@ use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable as 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::epoch::Changes;
+use super::changes::Changes;
 use super::error::StoreError;
 
 /// The form of what is stored here. Another one is thrown away and made anew.

@@ -15,6 +15,7 @@
 //! Not promised: that files of epochs may be removed by hand.
 
 mod budget;
+mod changes;
 mod checkpoints;
 pub(crate) mod epoch;
 mod error;
@@ -24,10 +25,11 @@ mod overlay;
 pub mod recovery;
 
 pub use budget::{Budget, MEMORY_MIN};
+pub use changes::{Change, Changes};
 pub use checkpoints::{
     BasePolicy, CheckpointError, Checkpoints, Opening, Recovered, Taken, take_over,
 };
-pub use epoch::{Changes, Counts, Epoch, Header, JobId, SpaceChanges, no_rows};
+pub use epoch::{Counts, Epoch, Header, JobId, no_rows};
 pub use error::StoreError;
 pub use everlog_engine::{Space, State, StateError};
 pub use local::Local;

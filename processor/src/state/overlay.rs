@@ -10,14 +10,14 @@
 //! applied. What is sealed stays readable here until the local store has it.
 
 use std::collections::VecDeque;
-use std::ops::Bound;
 use std::sync::Arc;
 
 use arrow_array::RecordBatch;
 use everlog_common::Positions;
 use everlog_engine::{Space, State, StateError};
 
-use super::epoch::{Changes, Counts, Epoch, SpaceChanges};
+use super::changes::{Change, Changes};
+use super::epoch::{Counts, Epoch};
 use super::local::Local;
 use super::log::Identity;
 
@@ -138,8 +138,8 @@ impl JobState {
 
     fn known(&self, space: Space, key: &[u8]) -> Option<Option<Vec<u8>>> {
         self.layers()
-            .find_map(|changes| changes.space(space).get(key))
-            .cloned()
+            .find_map(|changes| changes.get(space, key))
+            .map(Option::<&Vec<u8>>::cloned)
     }
 }
 
@@ -178,8 +178,14 @@ impl State for JobState {
         Ok(())
     }
 
+    fn put_new(&mut self, space: Space, key: Vec<u8>, value: Vec<u8>) -> Result<(), StateError> {
+        Local::check_key(&key).map_err(StateError::new)?;
+        self.changes.add(space, key, value);
+        Ok(())
+    }
+
     fn delete(&mut self, space: Space, key: Vec<u8>) -> Result<(), StateError> {
-        self.changes.set(space, key, None);
+        self.changes.remove(space, key);
         Ok(())
     }
 
@@ -204,7 +210,7 @@ impl State for JobState {
             let end = next.as_deref().unwrap_or(to);
             let layers: Vec<_> = self
                 .layers()
-                .map(|changes| within(changes.space(space), &from, end))
+                .map(|changes| changes.range(space, &from, end).peekable())
                 .collect();
             merge(page, layers, limit, &mut out);
             match next {
@@ -224,18 +230,8 @@ fn successor(key: &[u8]) -> Vec<u8> {
     next
 }
 
-fn within<'a>(
-    changes: &'a SpaceChanges,
-    from: &[u8],
-    to: &[u8],
-) -> std::iter::Peekable<impl Iterator<Item = (&'a Vec<u8>, &'a Option<Vec<u8>>)>> {
-    changes
-        .range::<[u8], _>((Bound::Included(from), Bound::Excluded(to)))
-        .peekable()
-}
-
 /// Entries of the page with what the layers, newest first, make of it, until `out` has `limit`.
-fn merge<'a, L: Iterator<Item = (&'a Vec<u8>, &'a Option<Vec<u8>>)>>(
+fn merge<'a, L: Iterator<Item = Change<'a>>>(
     page: Vec<(Vec<u8>, Vec<u8>)>,
     mut layers: Vec<std::iter::Peekable<L>>,
     limit: usize,

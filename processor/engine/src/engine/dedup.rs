@@ -90,10 +90,11 @@ impl Engine {
         }
         for (key, mut known) in keys.into_iter().zip(kept) {
             if known.changed {
+                let is_new = known.timer.is_none();
                 self.remember(
                     state,
                     admitted.partition,
-                    key,
+                    (key, is_new),
                     known.timer,
                     &mut known.times,
                 )?;
@@ -102,12 +103,12 @@ impl Engine {
         admitted.keep(&BooleanArray::from(keep))
     }
 
-    /// Writes the times of a key, and a timer for the first of them.
+    /// Writes the times of a key, which may be new to the state, and a timer for the first of them.
     fn remember(
         &self,
         state: &mut dyn State,
         partition: i32,
-        key: Vec<u8>,
+        (key, is_new): (Vec<u8>, bool),
         timer: Option<i64>,
         times: &mut [i64],
     ) -> Result<(), EngineError> {
@@ -125,7 +126,7 @@ impl Engine {
                         entry::timer_key(Tag::Dedup, partition, old, &key),
                     )?;
                 }
-                state.put(
+                state.put_new(
                     Space::Timers,
                     entry::timer_key(Tag::Dedup, partition, next, &key),
                     Vec::new(),
@@ -138,7 +139,11 @@ impl Engine {
         for time in times.iter() {
             entry::write_long(&mut value, *time);
         }
-        state.put(Space::Dedup, key, value)?;
+        if is_new {
+            state.put_new(Space::Dedup, key, value)?;
+        } else {
+            state.put(Space::Dedup, key, value)?;
+        }
         Ok(())
     }
 
@@ -187,7 +192,7 @@ impl Engine {
             if times.is_empty() {
                 state.delete(Space::Dedup, key)?;
             } else {
-                self.remember(state, partition, key, None, &mut times)?;
+                self.remember(state, partition, (key, false), None, &mut times)?;
             }
         }
         self.seen.insert((Tag::Dedup as u8, partition), page.next);

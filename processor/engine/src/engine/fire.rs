@@ -309,7 +309,7 @@ impl Engine {
                 state.delete(Space::Windows, key.clone())?;
                 continue;
             };
-            state.put(
+            state.put_new(
                 Space::Timers,
                 entry::timer_key(Tag::Window, scope, next, key),
                 Vec::new(),

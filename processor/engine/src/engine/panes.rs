@@ -154,7 +154,8 @@ impl Engine {
         let folded = fold.states().map_err(EngineError::Aggregate)?;
 
         let scope = self.scope_id(records.partition);
-        self.set_window_timers(state, panes, &touched, &interned.keys, scope)?;
+        let are_new: Vec<bool> = stored.iter().map(Option::is_none).collect();
+        self.set_window_timers(state, panes, &touched, &are_new, &interned.keys, scope)?;
         let mut others = others.into_iter().peekable();
         for (i, (pane, key)) in touched.panes.iter().zip(entries).enumerate() {
             let mut items = Vec::new();
@@ -174,7 +175,11 @@ impl Engine {
             for (from, bytes) in items {
                 entry::write_item(&mut value, from, 0, bytes)?;
             }
-            state.put(Space::Windows, key, value)?;
+            if are_new[i] {
+                state.put_new(Space::Windows, key, value)?;
+            } else {
+                state.put(Space::Windows, key, value)?;
+            }
         }
         Ok(())
     }
@@ -188,6 +193,7 @@ impl Engine {
         state: &mut dyn State,
         panes: Panes,
         touched: &Touched,
+        are_new: &[bool],
         keys: &[Vec<u8>],
         scope: i32,
     ) -> Result<(), EngineError> {
@@ -231,7 +237,9 @@ impl Engine {
             };
             covered[i] = in_batch || in_state;
         }
-        for (pane, covered) in touched.panes.iter().zip(covered) {
+        for ((pane, covered), is_new) in touched.panes.iter().zip(covered).zip(are_new) {
+            // A pane that is a whole window has the window's timer; what overlaps may have got it from another pane.
+            let mut is_first = *is_new && panes.size == panes.slide;
             let key = &keys[pane.key as usize];
             let mut next = pane.slots;
             while let Some(slot) = touched.slots.get(next as usize) {
@@ -246,7 +254,11 @@ impl Engine {
                 };
                 for start in panes.windows(pane.start, from) {
                     let timer = entry::timer_key(Tag::Window, scope, start + panes.size, key);
-                    state.put(Space::Timers, timer, Vec::new())?;
+                    if std::mem::take(&mut is_first) {
+                        state.put_new(Space::Timers, timer, Vec::new())?;
+                    } else {
+                        state.put(Space::Timers, timer, Vec::new())?;
+                    }
                 }
             }
         }

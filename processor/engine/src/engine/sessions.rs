@@ -214,7 +214,8 @@ impl Engine {
                 .map(|(_, last)| last + gap)
                 .min()
                 .unwrap_or(END);
-            // A timer may come too early, as sessions grow; it must not come too late.
+            let is_new = timer.is_none();
+            // A timer may come too early, as sessions grow; it must not come too late. A key has one.
             let due = match timer {
                 Some(timer) if timer <= next => timer,
                 old => {
@@ -224,7 +225,7 @@ impl Engine {
                             entry::timer_key(Tag::Window, scope, old, &key),
                         )?;
                     }
-                    state.put(
+                    state.put_new(
                         Space::Timers,
                         entry::timer_key(Tag::Window, scope, next, &key),
                         Vec::new(),
@@ -244,7 +245,11 @@ impl Engine {
             for (group, (first, last)) in range.zip(sessions) {
                 entry::write_item(&mut value, *first, *last, states.group(group))?;
             }
-            state.put(Space::Windows, key, value)?;
+            if is_new {
+                state.put_new(Space::Windows, key, value)?;
+            } else {
+                state.put(Space::Windows, key, value)?;
+            }
         }
         Ok(())
     }

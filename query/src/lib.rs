@@ -24,13 +24,22 @@
 //! Not promised: that a query which runs for longer than the hour for which expiry leaves files alone ends well on an
 //! old snapshot: it ends with an error, not with other rows. Tag what is read for longer.
 
+mod catalog;
 pub mod decode;
 mod error;
+mod failure;
+mod guard;
+mod json;
 mod live;
+mod metadata;
 mod names;
+pub mod output;
 mod progress;
+pub mod script;
 mod session;
+mod sql_types;
 pub mod table;
+mod travel;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -42,7 +51,7 @@ use everlog_common::{Clock, Ids, Millis};
 use everlog_kafka::Log;
 use everlog_table::catalog::Catalog;
 
-pub use decode::{NoValues, ValueView, Values};
+pub use decode::{NoValues, SchemaChoice, TopicFormat, TopicValues, ValueView, Values};
 pub use error::{QueryError, QueryErrorKind};
 pub use names::{TableKind, TableName};
 pub use progress::Progress;

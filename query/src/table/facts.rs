@@ -201,14 +201,15 @@ fn archived(file: &PlannedFile, id: i32, topic: &str) -> Option<Range> {
     }
 }
 
-/// Whether everlog's archiver wrote a file, by its name: a UUID and nothing else. The other engines that name files so
-/// (DuckDB) give exact bounds of numbers and times too.
+/// Whether everlog's archiver wrote a file, by its name: a random UUID (version 4) and nothing else. Of other engines those that
+/// name files by a bare UUID take one that begins with the time (version 7).
 pub(super) fn is_own(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or_default();
     let Some(stem) = name.strip_suffix(".parquet") else {
         return false;
     };
     stem.len() == 36
+        && stem.as_bytes()[14] == b'4'
         && stem.bytes().enumerate().all(|(i, b)| match i {
             8 | 13 | 18 | 23 => b == b'-',
             _ => b.is_ascii_hexdigit(),

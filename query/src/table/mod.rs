@@ -26,7 +26,9 @@ use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::config::TableParquetOptions;
 use datafusion::common::{DFSchema, Result as PlanResult};
 use datafusion::datasource::listing::PartitionedFile;
-use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource};
+use datafusion::datasource::physical_plan::{
+    FileGroup, FileScanConfigBuilder, FileSource, ParquetSource,
+};
 use datafusion::datasource::source::DataSourceExec;
 use datafusion::datasource::table_schema::TableSchema;
 use datafusion::execution::object_store::ObjectStoreUrl;
@@ -46,6 +48,7 @@ pub(crate) use reader::Footers;
 
 use crate::Progress;
 use facts::{Facts, Prunable};
+use order::Sorted;
 use reader::Reader;
 
 /// Under which all tables' files are known to DataFusion; nothing is ever fetched from there.
@@ -187,16 +190,19 @@ impl TableProvider for LakeTable {
             let mut part =
                 PartitionedFile::new(format!("{number}/{name}"), file.planned.size_bytes);
             part.statistics = Some(Arc::new(facts.statistics(file)));
+            let places = self.archive.as_ref().map(|archive| archive.order);
+            let sorted = places.and_then(|places| Sorted::of(&file.planned, places));
+            part.extensions = sorted.map(|sorted| Arc::new(sorted) as _);
             progress.plan(file.planned.size_bytes);
             let path = part.object_meta.location.as_ref().to_owned();
             known.insert(path, file.planned.clone());
             parts.push(part);
         }
+        let counted = Arc::clone(&progress);
         let reader = Reader {
             files: Arc::new(known),
             storage: self.storage.clone(),
             topic: self.topic().map(|topic| topic.as_str().to_owned()),
-            order: self.archive.as_ref().map(|archive| archive.order),
             footers: Arc::clone(&self.footers),
             progress,
             io: self.io.clone(),
@@ -211,6 +217,7 @@ impl TableProvider for LakeTable {
         let source = ParquetSource::new(TableSchema::from_file_schema(self.schema()))
             .with_table_parquet_options(options)
             .with_parquet_file_reader_factory(Arc::new(reader));
+        counted.watch(source.metrics().clone());
         let groups = balanced(parts, state.config().target_partitions());
         let config = FileScanConfigBuilder::new(ObjectStoreUrl::parse(STORE)?, Arc::new(source))
             .with_file_groups(groups)

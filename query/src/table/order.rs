@@ -11,7 +11,7 @@ use datafusion::common::Result as PlanResult;
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode};
 use datafusion::datasource::physical_plan::{
-    FileGroup, FileScanConfig, FileScanConfigBuilder, ParquetSource,
+    FileGroup, FileScanConfig, FileScanConfigBuilder,
 };
 use datafusion::datasource::source::DataSourceExec;
 use datafusion::physical_expr::expressions::Column;
@@ -25,7 +25,6 @@ use datafusion::physical_plan::sorts::sort::SortExec;
 use everlog_table::files::PlannedFile;
 
 use super::STORE;
-use super::reader::Reader;
 
 /// More chains than this are not read at once: each holds a row group of the columns that are needed.
 const CHAINS_MAX: usize = 32;
@@ -93,17 +92,14 @@ fn chained(config: &FileScanConfig) -> Option<FileScanConfig> {
     if config.object_store_url.as_str().trim_end_matches('/') != STORE.trim_end_matches('/') {
         return None;
     }
-    let source = config.file_source.as_any().downcast_ref::<ParquetSource>()?;
-    let reader = source.parquet_file_reader_factory()?;
-    let any: &dyn std::any::Any = reader.as_ref();
-    let reader = any.downcast_ref::<Reader>()?;
-    let [generation, partition, offset] = reader.order?;
     let mut files = Vec::new();
+    let mut columns = None;
     for file in config.file_groups.iter().flat_map(FileGroup::iter) {
-        let planned = reader.files.get(file.object_meta.location.as_ref())?;
-        let key = Key::of(planned)?;
-        files.push((key, file.clone()));
+        let sorted = file.extensions.as_ref()?.downcast_ref::<Sorted>()?;
+        columns = Some(sorted.columns);
+        files.push((sorted.key, file.clone()));
     }
+    let [generation, partition, offset] = columns?;
     files.sort_by_key(|(key, _)| *key);
     let one_era = {
         let first = files.first()?.0.first.0;
@@ -111,13 +107,13 @@ fn chained(config: &FileScanConfig) -> Option<FileScanConfig> {
     };
     let mut chains: Vec<(Key, Vec<_>)> = Vec::new();
     for (key, file) in files {
-        match chains.iter_mut().find(|(end, _)| end.last < key.first) {
-            Some((end, chain)) => {
-                *end = key;
-                chain.push(file);
-            }
-            None if chains.len() == CHAINS_MAX => return None,
-            None => chains.push((key, vec![file])),
+        if let Some((end, chain)) = chains.iter_mut().find(|(end, _)| end.last < key.first) {
+            *end = key;
+            chain.push(file);
+        } else if chains.len() == CHAINS_MAX {
+            return None;
+        } else {
+            chains.push((key, vec![file]));
         }
     }
     let schema = config.file_schema();
@@ -137,6 +133,21 @@ fn chained(config: &FileScanConfig) -> Option<FileScanConfig> {
             .with_output_ordering(orders)
             .build(),
     )
+}
+
+/// A file whose rows ascend by (generation, partition, offset): what a plan's part carries for this rule.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sorted {
+    /// Places of the three among the table's columns.
+    columns: [usize; 3],
+    key: Key,
+}
+
+impl Sorted {
+    /// None where nothing is known of the file, or its rows may be in any order.
+    pub(super) fn of(file: &PlannedFile, columns: [usize; 3]) -> Option<Self> {
+        Key::of(file).map(|key| Self { columns, key })
+    }
 }
 
 /// Between which rows a file lies, each column's bounds by itself: (generation, partition, offset).

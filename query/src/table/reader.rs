@@ -141,8 +141,6 @@ pub(crate) struct Reader {
     pub(crate) storage: Storage,
     /// Whose rows they must be, where they are an archive's.
     pub(crate) topic: Option<String>,
-    /// Places of generation, partition and offset among the columns, where they are an archive's.
-    pub(crate) order: Option<[usize; 3]>,
     pub(crate) footers: Arc<Footers>,
     pub(crate) progress: Arc<Progress>,
     /// Where requests are made: not on the threads that compute.

@@ -206,7 +206,7 @@ async fn what_passes_is_waited_for_and_what_does_not_ends_after_bounded_attempts
     assert_eq!(
         error,
         format!(
-            "{url} is no schema registry: asked for schema 3, it answered status 404: <html>nothing here</html>; check `registry`"
+            "{url} is no schema registry: asked for schema 3, it answered status 404: <html>nothing here</html>; check its address"
         )
     );
     assert_eq!(fake.asked().len(), 1);
@@ -282,7 +282,7 @@ async fn credentials_are_sent_and_their_refusal_ends_it() {
     let error = registry.schema(SchemaId(2)).await.unwrap_err().to_string();
     assert_eq!(fake.asked(), ["/schemas/ids/2 Bearer t0ken"]);
     assert!(
-        error.ends_with("refuses schema 2: status 403: no; check registry_user, registry_password or registry_token"),
+        error.ends_with("refuses schema 2: status 403: no; check registry_user, registry_password or registry_token of the job, or user, password or token in [registry]"),
         "{error}"
     );
 }
@@ -330,7 +330,7 @@ fn an_address_is_one_or_says_why_not() {
         ),
         (
             "http://ann:s3cret@r/",
-            "\"r\" has a user or a password in it: give them by registry_user and registry_password",
+            "\"r\" has a user or a password in it: give them by registry_user and registry_password, or user and password in [registry]",
         ),
         ("http://ann:s3cret@:x", "\"(not shown)\" is no address"),
         (

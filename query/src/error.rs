@@ -1,6 +1,7 @@
 //! Why a query was refused or failed: one line that says what is wrong, where, and what to do.
 
 use datafusion::error::DataFusionError;
+use everlog_replayer::ReplayError;
 use everlog_table::archive::{ArchiveError, ArchiveErrorKind};
 use everlog_table::catalog::{CatalogError, CatalogErrorKind};
 
@@ -51,6 +52,9 @@ pub enum QueryError {
     /// A table failed.
     #[error("{}", chain(.0))]
     Table(#[source] ArchiveError),
+    /// Kafka's tail could not be read, or does not begin where the archive ends.
+    #[error("{}", chain(.0))]
+    Live(#[source] ReplayError),
     /// The local file of a named table cannot be used.
     #[error("{0}")]
     File(String),
@@ -66,6 +70,8 @@ pub enum QueryErrorKind {
     Usage,
     /// Stored data is corrupt.
     Corrupt,
+    /// Records are gone for good.
+    Gap,
     /// It may go well another time.
     Transient,
     /// Anything else.
@@ -95,6 +101,12 @@ impl QueryError {
                 ArchiveErrorKind::Transient => QueryErrorKind::Transient,
                 ArchiveErrorKind::Corrupt => QueryErrorKind::Corrupt,
                 ArchiveErrorKind::Invalid => QueryErrorKind::Usage,
+                _ => QueryErrorKind::Other,
+            },
+            Self::Live(error) => match error.exit_status() {
+                2 => QueryErrorKind::Usage,
+                3 => QueryErrorKind::Gap,
+                4 => QueryErrorKind::Corrupt,
                 _ => QueryErrorKind::Other,
             },
             Self::Limit(_)

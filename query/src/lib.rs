@@ -53,7 +53,7 @@ use everlog_table::catalog::Catalog;
 
 pub use decode::{NoValues, SchemaChoice, TopicFormat, TopicValues, ValueView, Values};
 pub use error::{QueryError, QueryErrorKind};
-pub use names::{TableKind, TableName};
+pub use names::{TableKind, TableName, quoted};
 pub use progress::Progress;
 pub use session::Session;
 

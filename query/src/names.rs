@@ -112,8 +112,8 @@ pub(crate) fn split(name: &str) -> (&str, Option<Suffix>) {
     }
 }
 
-/// As SQL needs it written.
-pub(crate) fn quoted(name: &str) -> String {
+/// A name as SQL needs it written.
+pub fn quoted(name: &str) -> String {
     let plain = name
         .chars()
         .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')

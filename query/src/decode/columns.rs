@@ -8,8 +8,8 @@ use everlog_table::schema::Column;
 
 use crate::QueryError;
 
-/// Kafka's columns in the view, and what they are in the archive.
-pub(super) const KAFKA: [(&str, Column); 6] = [
+/// Kafka's columns in a view, and what they are in the archive.
+pub const KAFKA_COLUMNS: [(&str, Column); 6] = [
     ("_topic", Column::Topic),
     ("_generation", Column::Generation),
     ("_partition", Column::Partition),
@@ -56,12 +56,12 @@ impl ViewColumns {
         };
         let mut fields = Vec::new();
         let mut sources = Vec::new();
-        for (name, column) in KAFKA {
+        for (name, column) in KAFKA_COLUMNS {
             let at = place(column)?;
             fields.push(archive.field(at).clone().with_name(name));
             sources.push(Source::Archive(at));
         }
-        let names = names(decoded.iter().map(|column| column.name.as_str()));
+        let names = column_names(decoded);
         for (at, (column, name)) in decoded.iter().zip(names).enumerate() {
             fields.push(Field::new(name, column.of.sql.arrow(), true));
             sources.push(Source::Value(at));
@@ -77,17 +77,22 @@ impl ViewColumns {
 
     /// The name in the archive of one of Kafka's columns.
     pub(super) fn in_archive(name: &str) -> Option<&'static str> {
-        KAFKA
+        KAFKA_COLUMNS
             .iter()
             .find(|(view, _)| *view == name)
             .map(|(_, column)| column.name())
     }
 }
 
-/// What the value's columns are called: as they are, but for those that are called like one of Kafka's (`_offset`), which get
+/// What a value's columns are called in the view: as they are, but for those that are called like one of Kafka's (`_offset`), which get
 /// `value` before their name (`value_offset`), and as many `_` behind it as it takes to be the only one.
+pub fn column_names(decoded: &Columns) -> Vec<String> {
+    names(decoded.iter().map(|column| column.name.as_str()))
+}
+
 fn names<'a>(decoded: impl Iterator<Item = &'a str> + Clone) -> Vec<String> {
-    let is_taken = |name: &str| name == ERROR || KAFKA.iter().any(|(kafka, _)| *kafka == name);
+    let is_taken =
+        |name: &str| name == ERROR || KAFKA_COLUMNS.iter().any(|(kafka, _)| *kafka == name);
     let mut given: Vec<String> = Vec::new();
     for name in decoded.clone() {
         let mut name = name.to_owned();
@@ -135,7 +140,7 @@ mod tests {
             columns in proptest::collection::btree_set("(value)?(_offset|_key|_error|a)_{0,2}", 0..8),
         ) {
             let given = names(columns.iter().map(String::as_str));
-            let mut all: Vec<&str> = given.iter().map(String::as_str).chain(KAFKA.map(|k| k.0)).chain([ERROR]).collect();
+            let mut all: Vec<&str> = given.iter().map(String::as_str).chain(KAFKA_COLUMNS.map(|k| k.0)).chain([ERROR]).collect();
             let count = all.len();
             all.sort_unstable();
             all.dedup();

@@ -34,6 +34,7 @@ use everlog_common::TopicName;
 
 use crate::QueryError;
 
+pub use columns::{KAFKA_COLUMNS, column_names};
 pub use topics::{SchemaChoice, TopicFormat, TopicValues};
 
 /// How the values of topics are decoded.

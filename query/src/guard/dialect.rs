@@ -3,6 +3,8 @@
 use std::any::TypeId;
 
 use datafusion::sql::sqlparser::dialect::{Dialect, GenericDialect};
+use datafusion::sql::sqlparser::parser::{Parser, ParserError};
+use datafusion::sql::sqlparser::tokenizer::Token;
 
 /// The generic dialect, as DataFusion parses it, with `TIMESTAMP AS OF` and `FOR SYSTEM_TIME AS OF` after a table's name.
 #[derive(Debug)]
@@ -21,6 +23,21 @@ impl Dialect for LakeDialect {
     /// The parser asks which dialect it has in places: it is the generic one.
     fn dialect(&self) -> TypeId {
         GenericDialect.dialect()
+    }
+
+    /// `->` is JSON's: there are no functions to pass.
+    fn supports_lambda_functions(&self) -> bool {
+        false
+    }
+
+    /// `value ->> 'a' = 'x'` compares what is at `a`.
+    fn get_next_precedence(&self, parser: &Parser<'_>) -> Option<Result<u8, ParserError>> {
+        /// Closer than arithmetic, less close than `::`.
+        const JSON: u8 = 45;
+        match parser.peek_token_ref().token {
+            Token::Arrow | Token::LongArrow => Some(Ok(JSON)),
+            _ => None,
+        }
     }
 
     fn supports_table_versioning(&self) -> bool {
@@ -86,7 +103,6 @@ impl Dialect for LakeDialect {
         supports_data_type_signed_suffix,
         supports_interval_options,
         supports_quote_delimited_string,
-        supports_lambda_functions,
         supports_select_wildcard_replace,
         supports_select_wildcard_ilike,
         supports_select_wildcard_rename,

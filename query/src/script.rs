@@ -63,7 +63,9 @@ pub fn is_complete(typed: &str) -> bool {
 
 /// Whether what is wrong is only that a text, a name or a comment is not closed yet.
 fn is_open(problem: &str) -> bool {
-    ["Unterminated", "EOF"].iter().any(|sign| problem.contains(sign))
+    ["Unterminated", "EOF"]
+        .iter()
+        .any(|sign| problem.contains(sign))
 }
 
 fn tokens(text: &str) -> Result<Vec<TokenWithSpan>, String> {
@@ -124,9 +126,14 @@ mod tests {
     fn a_script_is_cut_where_statements_end() {
         let cut = |script: &str| statements(script).unwrap();
         assert_eq!(cut("SELECT 1"), ["SELECT 1"]);
-        assert_eq!(cut(" SELECT 1 ;\n;; SELECT 2;\n-- the end\n"), ["SELECT 1", "SELECT 2"]);
         assert_eq!(
-            cut("SELECT ';' AS \"a;b\" -- no; end\n, 'it''s; é' /* nor; here */;\r\nSELECT 'é;日'; SELECT 3"),
+            cut(" SELECT 1 ;\n;; SELECT 2;\n-- the end\n"),
+            ["SELECT 1", "SELECT 2"]
+        );
+        assert_eq!(
+            cut(
+                "SELECT ';' AS \"a;b\" -- no; end\n, 'it''s; é' /* nor; here */;\r\nSELECT 'é;日'; SELECT 3"
+            ),
             [
                 "SELECT ';' AS \"a;b\" -- no; end\n, 'it''s; é' /* nor; here */",
                 "SELECT 'é;日'",
@@ -135,7 +142,10 @@ mod tests {
         );
         assert_eq!(cut(""), Vec::<String>::new());
         assert_eq!(cut("-- nothing\n;"), Vec::<String>::new());
-        assert_eq!(cut("SELECT * FROM \"orders$live\";"), ["SELECT * FROM \"orders$live\""]);
+        assert_eq!(
+            cut("SELECT * FROM \"orders$live\";"),
+            ["SELECT * FROM \"orders$live\""]
+        );
     }
 
     #[test]
@@ -150,7 +160,14 @@ mod tests {
 
     #[test]
     fn a_line_is_waited_for_until_a_semicolon_ends_the_statement() {
-        for whole in ["SELECT 1;", "SELECT ';';", "", "  ", "SELECT 1; -- so\n", "SELECT 1; SELECT 2;\n"] {
+        for whole in [
+            "SELECT 1;",
+            "SELECT ';';",
+            "",
+            "  ",
+            "SELECT 1; -- so\n",
+            "SELECT 1; SELECT 2;\n",
+        ] {
             assert!(is_complete(whole), "{whole:?}");
         }
         for part in [

@@ -100,22 +100,44 @@ async fn the_archive_and_the_tail_are_what_a_replay_gives() {
 
     // a column of the archive's alone, filters that prune the archive, few columns, none, and a limit
     for (sql, expected) in [
-        ("SELECT count(*) FROM \"t$live\" WHERE archived_at IS NULL", 600),
+        (
+            "SELECT count(*) FROM \"t$live\" WHERE archived_at IS NULL",
+            600,
+        ),
         ("SELECT count(archived_at) FROM \"t$live\"", 600),
         ("SELECT count(*) FROM \"t$live\" WHERE partition = 1", 400),
-        ("SELECT count(*) FROM \"t$live\" WHERE \"offset\" >= 150 AND \"offset\" < 250", 300),
-        ("SELECT count(*) FROM \"t$live\" WHERE \"offset\" > 10000", 0),
+        (
+            "SELECT count(*) FROM \"t$live\" WHERE \"offset\" >= 150 AND \"offset\" < 250",
+            300,
+        ),
+        (
+            "SELECT count(*) FROM \"t$live\" WHERE \"offset\" > 10000",
+            0,
+        ),
         ("SELECT max(\"offset\") FROM \"t$live\"", 399),
-        ("SELECT count(DISTINCT CAST(value AS VARCHAR)) FROM \"t$live\"", 1_200),
-        ("SELECT count(*) FROM (SELECT 1 FROM \"t$live\" LIMIT 700)", 700),
-        ("SELECT count(*) FROM \"t$live\" WHERE topic = 't' AND headers IS NOT NULL", 1_200),
+        (
+            "SELECT count(DISTINCT CAST(value AS VARCHAR)) FROM \"t$live\"",
+            1_200,
+        ),
+        (
+            "SELECT count(*) FROM (SELECT 1 FROM \"t$live\" LIMIT 700)",
+            700,
+        ),
+        (
+            "SELECT count(*) FROM \"t$live\" WHERE topic = 't' AND headers IS NOT NULL",
+            1_200,
+        ),
     ] {
         assert_eq!(number(&ask, sql).await, expected, "{sql}");
     }
     let columns = |name: &'static str| async { ask.columns(name).await.unwrap() };
     let (archive, both) = (columns("t").await, columns("t$live").await);
     let types = |schema: &arrow_schema::Schema| -> Vec<(String, arrow_schema::DataType)> {
-        schema.fields().iter().map(|f| (f.name().clone(), f.data_type().clone())).collect()
+        schema
+            .fields()
+            .iter()
+            .map(|f| (f.name().clone(), f.data_type().clone()))
+            .collect()
     };
     assert_eq!(types(&archive), types(&both));
 }
@@ -188,7 +210,8 @@ async fn what_is_archived_meanwhile_comes_once() {
     let (world, log, mut produced) = half_archived(2, 300).await;
     let ask = session(&world, SessionOptions::default()).await;
     // planned on this snapshot, read after the archive went on and Kafka has forgotten
-    let answer = ask.query("SELECT count(*), count(DISTINCT partition * 1000000 + \"offset\") FROM \"t$live\"");
+    let answer = ask
+        .query("SELECT count(*), count(DISTINCT partition * 1000000 + \"offset\") FROM \"t$live\"");
     let mut answer = answer.await.unwrap();
     world.commit_all(&topic(T), 1_000).await;
     for n in 0..2 {
@@ -218,7 +241,10 @@ async fn a_query_that_is_dropped_ends_its_reader() {
     drop(ask);
     let began = Instant::now();
     while Arc::strong_count(&world.log) > before {
-        assert!(began.elapsed() < Duration::from_secs(20), "somebody still reads");
+        assert!(
+            began.elapsed() < Duration::from_secs(20),
+            "somebody still reads"
+        );
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
@@ -226,8 +252,12 @@ async fn a_query_that_is_dropped_ends_its_reader() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_asked_live_is_told() {
     let (world, log, _) = half_archived(1, 10).await;
-    let without = Session::open(lake(&world, None), SessionOptions::default()).await.unwrap();
-    let error = try_rows(&without, "SELECT * FROM \"t$live\"").await.unwrap_err();
+    let without = Session::open(lake(&world, None), SessionOptions::default())
+        .await
+        .unwrap();
+    let error = try_rows(&without, "SELECT * FROM \"t$live\"")
+        .await
+        .unwrap_err();
     assert!(matches!(error, QueryError::NoCluster), "{error}");
     assert_eq!(error.kind(), QueryErrorKind::Usage);
     assert_eq!(number(&without, "SELECT count(*) FROM t").await, 10);
@@ -242,7 +272,9 @@ async fn what_cannot_be_asked_live_is_told() {
     // another cluster's topic of the same name: no waiting helps
     log.set_cluster_id(Some("another"));
     let ask = session(&world, SessionOptions::default()).await;
-    let error = try_rows(&ask, "SELECT count(*) FROM \"t$live\"").await.unwrap_err();
+    let error = try_rows(&ask, "SELECT count(*) FROM \"t$live\"")
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains("another cluster"), "{error}");
     assert!(!error.to_string().contains('\n'), "{error}");
 }

@@ -21,7 +21,9 @@ pub(super) struct Parquet {
 
 impl std::fmt::Debug for Parquet {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Parquet").field("schema", &self.schema).finish_non_exhaustive()
+        f.debug_struct("Parquet")
+            .field("schema", &self.schema)
+            .finish_non_exhaustive()
     }
 }
 
@@ -71,7 +73,9 @@ pub(super) struct ArrowFile {
 
 impl std::fmt::Debug for ArrowFile {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ArrowFile").field("schema", &self.schema).finish_non_exhaustive()
+        f.debug_struct("ArrowFile")
+            .field("schema", &self.schema)
+            .finish_non_exhaustive()
     }
 }
 
@@ -106,7 +110,9 @@ pub(super) struct ArrowStream {
 
 impl std::fmt::Debug for ArrowStream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ArrowStream").field("schema", &self.schema).finish_non_exhaustive()
+        f.debug_struct("ArrowStream")
+            .field("schema", &self.schema)
+            .finish_non_exhaustive()
     }
 }
 

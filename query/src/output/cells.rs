@@ -53,7 +53,7 @@ fn write_bytes(bytes: &[u8], out: &mut dyn std::fmt::Write) -> std::fmt::Result 
 
 /// Bytes by row, whatever the array.
 #[derive(Debug)]
-enum Bytes<'a> {
+pub(super) enum Bytes<'a> {
     Small(&'a arrow_array::BinaryArray),
     Large(&'a arrow_array::LargeBinaryArray),
     View(&'a arrow_array::BinaryViewArray),

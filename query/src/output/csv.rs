@@ -23,7 +23,9 @@ pub(super) struct Csv {
 
 impl std::fmt::Debug for Csv {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Csv").field("schema", &self.schema).finish_non_exhaustive()
+        f.debug_struct("Csv")
+            .field("schema", &self.schema)
+            .finish_non_exhaustive()
     }
 }
 
@@ -85,7 +87,10 @@ impl Rows for Csv {
 
 /// A field, in quotes where it is empty (nothing would be null), or has a character that ends fields or lines.
 fn quote(field: &[u8], out: &mut Vec<u8>) {
-    let needs = field.is_empty() || field.iter().any(|b| matches!(b, b',' | b'"' | b'\r' | b'\n'));
+    let needs = field.is_empty()
+        || field
+            .iter()
+            .any(|b| matches!(b, b',' | b'"' | b'\r' | b'\n'));
     if !needs {
         out.extend_from_slice(field);
         return;

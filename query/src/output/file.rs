@@ -29,7 +29,10 @@ impl PartFile {
         let to = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         match std::fs::metadata(&to) {
             Ok(found) if found.is_dir() => {
-                return Err(io::Error::new(io::ErrorKind::IsADirectory, "it is a folder"));
+                return Err(io::Error::new(
+                    io::ErrorKind::IsADirectory,
+                    "it is a folder",
+                ));
             }
             Ok(found) if !found.is_file() => {
                 let file = File::options().write(true).open(&to)?;
@@ -41,9 +44,9 @@ impl PartFile {
             }
             _ => {}
         }
-        let name = to.file_name().ok_or_else(|| {
-            io::Error::new(io::ErrorKind::InvalidInput, "the path names no file")
-        })?;
+        let name = to
+            .file_name()
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the path names no file"))?;
         let folder = match to.parent() {
             Some(folder) if folder != Path::new("") => folder,
             _ => Path::new("."),

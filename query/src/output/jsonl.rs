@@ -24,7 +24,9 @@ pub(super) struct JsonLines {
 
 impl std::fmt::Debug for JsonLines {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("JsonLines").field("row", &self.row).finish_non_exhaustive()
+        f.debug_struct("JsonLines")
+            .field("row", &self.row)
+            .finish_non_exhaustive()
     }
 }
 

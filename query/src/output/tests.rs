@@ -4,8 +4,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arrow_array::builder::{BinaryViewBuilder, ListBuilder, StringBuilder};
 use arrow_array::types::Int32Type;
 use arrow_array::{
-    ArrayRef, BinaryArray, BooleanArray, Decimal128Array, DictionaryArray, Float64Array, Int64Array,
-    RecordBatch, RecordBatchOptions, StringArray, StructArray, TimestampMicrosecondArray,
+    ArrayRef, BinaryArray, BooleanArray, Decimal128Array, DictionaryArray, Float64Array,
+    Int64Array, RecordBatch, RecordBatchOptions, StringArray, StructArray,
+    TimestampMicrosecondArray,
 };
 use arrow_schema::{DataType, Field, Fields, Schema, SchemaRef};
 
@@ -16,7 +17,10 @@ struct Buffer(Arc<Mutex<Vec<u8>>>);
 
 impl Write for Buffer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend_from_slice(bytes);
         Ok(bytes.len())
     }
 
@@ -27,7 +31,10 @@ impl Write for Buffer {
 
 impl Buffer {
     fn bytes(&self) -> Vec<u8> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     fn text(&self) -> String {
@@ -89,7 +96,8 @@ fn hostile() -> RecordBatch {
 fn no_value_steers_the_terminal() {
     let text = one(Format::Table, &hostile());
     assert!(
-        text.chars().all(|c| c == '\n' || !c.is_control() && c != '\u{202e}' && c != '\u{2028}'),
+        text.chars()
+            .all(|c| c == '\n' || !c.is_control() && c != '\u{202e}' && c != '\u{2028}'),
         "{text:?}"
     );
     for shown in [
@@ -115,9 +123,15 @@ fn no_value_steers_the_terminal() {
 #[test]
 fn a_table_is_aligned_by_what_is_seen() {
     let rows = batch(vec![
-        ("n", Arc::new(Int64Array::from(vec![Some(1), None, Some(-100)]))),
+        (
+            "n",
+            Arc::new(Int64Array::from(vec![Some(1), None, Some(-100)])),
+        ),
         ("wide", Arc::new(StringArray::from(vec!["日本", "ab", "é"]))),
-        ("last", Arc::new(BooleanArray::from(vec![true, false, true]))),
+        (
+            "last",
+            Arc::new(BooleanArray::from(vec![true, false, true])),
+        ),
     ]);
     assert_eq!(
         one(Format::Table, &rows),
@@ -144,7 +158,10 @@ fn a_table_comes_before_its_end_and_a_giant_value_does_not_widen_it() {
         .unwrap();
     assert!(buffer.bytes().len() > 5 << 20, "shown before the end");
     output
-        .write(&batch(vec![("v", Arc::new(StringArray::from(vec!["z"; 10_000])))]))
+        .write(&batch(vec![(
+            "v",
+            Arc::new(StringArray::from(vec!["z"; 10_000])),
+        )]))
         .unwrap();
     output.finish().unwrap();
     assert!(buffer.bytes().len() < (5 << 20) + 100_000);
@@ -176,7 +193,10 @@ fn times_are_in_utc_and_nested_values_tell_text_from_nothing() {
         ("plain", Arc::new(plain)),
         ("list", Arc::new(list.finish())),
         ("s", Arc::new(structure)),
-        ("d", Arc::new(decimals.with_precision_and_scale(10, 2).unwrap())),
+        (
+            "d",
+            Arc::new(decimals.with_precision_and_scale(10, 2).unwrap()),
+        ),
     ]);
     let text = one(Format::Table, &rows);
     for shown in [
@@ -217,17 +237,25 @@ fn csv_tells_null_from_empty_and_quotes_what_needs_it() {
 #[test]
 fn json_lines_are_one_object_a_row_with_nulls_and_base64() {
     let text = one(Format::Jsonl, &hostile());
-    let rows: Vec<serde_json::Value> =
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let rows: Vec<serde_json::Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
     assert_eq!(rows.len(), 7);
-    assert_eq!(rows[0], serde_json::json!({"text": "a\x1b[2J\u{9b}31m", "bytes": "dGV4dA=="}));
+    assert_eq!(
+        rows[0],
+        serde_json::json!({"text": "a\x1b[2J\u{9b}31m", "bytes": "dGV4dA=="})
+    );
     assert_eq!(rows[1]["bytes"], "/wAB");
     assert_eq!(rows[2], serde_json::json!({"text": "", "bytes": ""}));
     assert_eq!(rows[3], serde_json::json!({"text": null, "bytes": null}));
     assert!(!text.contains('\x1b'), "JSON escapes control characters");
 
     let numbers = batch(vec![
-        ("f", Arc::new(Float64Array::from(vec![f64::NAN, f64::INFINITY, 0.1]))),
+        (
+            "f",
+            Arc::new(Float64Array::from(vec![f64::NAN, f64::INFINITY, 0.1])),
+        ),
         ("i", Arc::new(Int64Array::from(vec![i64::MIN, 0, i64::MAX]))),
     ]);
     assert_eq!(
@@ -260,7 +288,12 @@ fn parquet_and_arrow_are_read_back_with_every_column() {
     let reader = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(
         bytes::Bytes::from(parquet),
     );
-    let parquet: Vec<RecordBatch> = reader.unwrap().build().unwrap().map(Result::unwrap).collect();
+    let parquet: Vec<RecordBatch> = reader
+        .unwrap()
+        .build()
+        .unwrap()
+        .map(Result::unwrap)
+        .collect();
 
     let file = written(Format::ArrowFile, &schema, &batches).bytes();
     let file = arrow_ipc::reader::FileReader::try_new(io::Cursor::new(file), None).unwrap();
@@ -278,7 +311,10 @@ fn parquet_and_arrow_are_read_back_with_every_column() {
         let lines = one(Format::Jsonl, &all);
         let first = "{\"topic\":\"one\",\"value\":\"//////////////////////////////////////////////////////8=\",\"n\":1,\"n_2\":1}\n";
         assert!(lines.starts_with(first), "{lines}");
-        assert!(lines.ends_with("{\"topic\":\"another\",\"value\":null,\"n\":2,\"n_2\":2}\n"), "{lines}");
+        assert!(
+            lines.ends_with("{\"topic\":\"another\",\"value\":null,\"n\":2,\"n_2\":2}\n"),
+            "{lines}"
+        );
         assert_eq!(all.num_rows(), 4);
     }
 }
@@ -294,7 +330,10 @@ fn an_answer_without_rows_is_still_an_answer() {
     for format in [Format::ArrowFile, Format::ArrowStream] {
         assert!(!written(format, &schema, &[]).bytes().is_empty());
     }
-    assert_eq!(written(Format::Csv, &schema, &[]).text(), "topic,value,n,n\r\n");
+    assert_eq!(
+        written(Format::Csv, &schema, &[]).text(),
+        "topic,value,n,n\r\n"
+    );
     assert_eq!(written(Format::Jsonl, &schema, &[]).text(), "");
 }
 
@@ -344,7 +383,10 @@ fn a_reader_that_leaves_is_told_apart_in_every_format() {
             output.write(&changing("x"))?;
             output.finish()
         };
-        let ended: Vec<OutputError> = [0, 10, 40].into_iter().filter_map(|room| write(room).err()).collect();
+        let ended: Vec<OutputError> = [0, 10, 40]
+            .into_iter()
+            .filter_map(|room| write(room).err())
+            .collect();
         assert_eq!(ended.len(), 3, "{format:?}");
         for error in ended {
             assert!(error.is_broken_pipe(), "{format:?}: {error}");

@@ -129,15 +129,7 @@ impl Tables {
             };
         }
         let (base, suffix) = names::split(&wanted.name);
-        let found = match self.exactly(&wanted.name).await? {
-            // a table may itself be called so
-            Some(table) => (table, None, false),
-            None => {
-                let (table, is_view) = self.named(base, &wanted.name).await?;
-                (table, suffix, is_view)
-            }
-        };
-        let (loaded, suffix, is_view) = found;
+        let (loaded, is_view) = self.named(base, &wanted.name).await?;
         if is_view && suffix.is_some_and(|suffix| suffix != Suffix::Live) {
             return Err(QueryError::UnknownTable(format!(
                 "a view has no {}: ask for {}",
@@ -258,7 +250,10 @@ impl Tables {
             let name = table_name(&topic);
             if name != base
                 && let Some(table) = self.exactly(&name).await?
-                && kind_of(&table) == (TableKind::Archive { topic: base.to_owned() })
+                && kind_of(&table)
+                    == (TableKind::Archive {
+                        topic: base.to_owned(),
+                    })
             {
                 return Ok((table, false));
             }
@@ -367,9 +362,8 @@ impl Tables {
         let schema = travel::schema_at(metadata, &at, as_of);
         let schema = schema.map_err(|error| unreadable(name, &error))?;
         let columns = Columns::of(&schema).map_err(|error| unreadable(name, &error))?;
-        let map = ColumnMap::resolve(&schema).map_err(|error| {
-            QueryError::Unsupported(format!("table {name}: {}", chain(&error)))
-        })?;
+        let map = ColumnMap::resolve(&schema)
+            .map_err(|error| QueryError::Unsupported(format!("table {name}: {}", chain(&error))))?;
         let files = files.into_iter().map(|planned| LiveFile {
             planned,
             entry: None,
@@ -437,9 +431,15 @@ impl Tables {
             return Err(deletes(name, at.snapshot_id(), &file.manifest_path));
         }
         let live: Vec<_> = list.into_iter().filter(manifests::has_live_files).collect();
-        let entries = manifests::read_manifests(&storage, &live).await.map_err(failed)?;
+        let entries = manifests::read_manifests(&storage, &live)
+            .await
+            .map_err(failed)?;
         let mut files = Vec::new();
-        for entry in entries.into_iter().flatten().filter(|entry| entry.is_alive()) {
+        for entry in entries
+            .into_iter()
+            .flatten()
+            .filter(|entry| entry.is_alive())
+        {
             let file = entry.data_file();
             let path = file.file_path();
             if file.content_type() != DataContentType::Data {
@@ -549,11 +549,18 @@ fn kind_of(table: &LoadedTable) -> TableKind {
 fn is_possible(name: &str) -> bool {
     const LONGEST: usize = 512;
     let allowed = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-' | '.' | '$' | ' ');
-    !name.is_empty() && name.len() <= LONGEST && name.chars().all(allowed) && name != "." && name != ".."
+    !name.is_empty()
+        && name.len() <= LONGEST
+        && name.chars().all(allowed)
+        && name != "."
+        && name != ".."
 }
 
 fn unreadable(name: &str, error: &iceberg::Error) -> QueryError {
-    QueryError::Unsupported(format!("table {name}: its columns cannot be read: {}", error.message()))
+    QueryError::Unsupported(format!(
+        "table {name}: its columns cannot be read: {}",
+        error.message()
+    ))
 }
 
 fn deletes(name: &str, snapshot_id: i64, uri: &str) -> QueryError {
@@ -588,7 +595,9 @@ fn of_pin(name: &str, error: PinError) -> QueryError {
         } => deletes(name, snapshot_id, &uri),
         PinError::Contradiction { .. } => QueryError::Corrupt(chain(&error)),
         PinError::Archive(error) => QueryError::Table(error),
-        PinError::Entry { .. } if error.kind() == everlog_table::archive::ArchiveErrorKind::Invalid => {
+        PinError::Entry { .. }
+            if error.kind() == everlog_table::archive::ArchiveErrorKind::Invalid =>
+        {
             QueryError::Unsupported(chain(&error))
         }
         PinError::Entry { .. } => QueryError::Corrupt(chain(&error)),

@@ -132,10 +132,23 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     one_line(&text)
 }
 
-/// Without line breaks, so that who reads lines reads one error per line.
+/// Bytes of a message from elsewhere that are shown: it may repeat a whole statement.
+const SHOWN_BYTES: usize = 1_200;
+
+/// Without line breaks, so that who reads lines reads one error per line; not longer than anybody reads.
 pub(crate) fn one_line(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
+    let mut out = String::new();
     for word in text.split_whitespace() {
+        if out.len() + word.len() > SHOWN_BYTES {
+            let left = SHOWN_BYTES.saturating_sub(out.len());
+            let end = (0..=left.min(word.len())).rev().find(|at| word.is_char_boundary(*at));
+            if !out.is_empty() {
+                out.push(' ');
+            }
+            out.push_str(&word[..end.unwrap_or(0)]);
+            out.push('…');
+            return out;
+        }
         if !out.is_empty() {
             out.push(' ');
         }

@@ -141,16 +141,18 @@ fn of_arrow(error: &ArrowError) -> QueryError {
 
 fn of_schema(error: &SchemaError) -> QueryError {
     match error {
-        SchemaError::FieldNotFound { field, .. } => {
-            QueryError::UnknownColumn(field.flat_name())
-        }
+        SchemaError::FieldNotFound { field, .. } => QueryError::UnknownColumn(field.flat_name()),
         other => QueryError::Invalid(one_line(&other.to_string())),
     }
 }
 
 fn exhausted(what: &str) -> QueryError {
     let what = one_line(what);
-    let what = what.split(" A human readable").next().unwrap_or_default().to_owned();
+    let what = what
+        .split(" A human readable")
+        .next()
+        .unwrap_or_default()
+        .to_owned();
     let hint = if what.contains("disk space") || what.contains("temporary") {
         "raise the limit of the temporary folder, or narrow the query"
     } else {

@@ -55,7 +55,11 @@ fn longs(values: impl IntoIterator<Item = i64>) -> ArrayRef {
 }
 
 fn counts(values: impl IntoIterator<Item = u64>) -> ArrayRef {
-    longs(values.into_iter().map(|value| i64::try_from(value).unwrap_or(i64::MAX)))
+    longs(
+        values
+            .into_iter()
+            .map(|value| i64::try_from(value).unwrap_or(i64::MAX)),
+    )
 }
 
 fn texts<'a>(values: impl IntoIterator<Item = &'a str>) -> ArrayRef {
@@ -97,15 +101,33 @@ fn snapshots(metadata: &TableMetadata) -> Result<Arc<dyn TableProvider>, QueryEr
             summaries.keys().append_value(key);
             summaries.values().append_value(value);
         }
-        summaries.append(true).map_err(|e| QueryError::Failed(e.to_string()))?;
+        summaries
+            .append(true)
+            .map_err(|e| QueryError::Failed(e.to_string()))?;
     }
     let parents: Int64Array = all.iter().map(|s| s.parent_snapshot_id()).collect();
     table(vec![
-        ("committed_at", false, times(all.iter().map(|s| Some(s.timestamp_ms())))),
-        ("snapshot_id", false, longs(all.iter().map(|s| s.snapshot_id()))),
+        (
+            "committed_at",
+            false,
+            times(all.iter().map(|s| Some(s.timestamp_ms()))),
+        ),
+        (
+            "snapshot_id",
+            false,
+            longs(all.iter().map(|s| s.snapshot_id())),
+        ),
         ("parent_id", true, Arc::new(parents)),
-        ("operation", false, texts(all.iter().map(|s| s.summary().operation.as_str()))),
-        ("manifest_list", false, texts(all.iter().map(|s| s.manifest_list()))),
+        (
+            "operation",
+            false,
+            texts(all.iter().map(|s| s.summary().operation.as_str())),
+        ),
+        (
+            "manifest_list",
+            false,
+            texts(all.iter().map(|s| s.manifest_list())),
+        ),
         ("summary", false, Arc::new(summaries.finish())),
     ])
 }
@@ -117,22 +139,42 @@ fn history(metadata: &TableMetadata) -> Result<Arc<dyn TableProvider>, QueryErro
         .collect();
     let parents: Int64Array = log
         .iter()
-        .map(|entry| metadata.snapshot_by_id(entry.snapshot_id)?.parent_snapshot_id())
+        .map(|entry| {
+            metadata
+                .snapshot_by_id(entry.snapshot_id)?
+                .parent_snapshot_id()
+        })
         .collect();
-    let ancestors: Vec<bool> =
-        log.iter().map(|entry| current.contains(&entry.snapshot_id)).collect();
+    let ancestors: Vec<bool> = log
+        .iter()
+        .map(|entry| current.contains(&entry.snapshot_id))
+        .collect();
     table(vec![
-        ("made_current_at", false, times(log.iter().map(|e| Some(e.timestamp_ms())))),
-        ("snapshot_id", false, longs(log.iter().map(|e| e.snapshot_id))),
+        (
+            "made_current_at",
+            false,
+            times(log.iter().map(|e| Some(e.timestamp_ms()))),
+        ),
+        (
+            "snapshot_id",
+            false,
+            longs(log.iter().map(|e| e.snapshot_id)),
+        ),
         ("parent_id", true, Arc::new(parents)),
-        ("is_current_ancestor", false, Arc::new(BooleanArray::from(ancestors))),
+        (
+            "is_current_ancestor",
+            false,
+            Arc::new(BooleanArray::from(ancestors)),
+        ),
     ])
 }
 
 fn refs(metadata: &TableMetadata) -> Result<Arc<dyn TableProvider>, QueryError> {
     let refs: BTreeMap<String, Value> = travel::refs(metadata)?.into_iter().collect();
     let long = |key: &'static str| -> Int64Array {
-        refs.values().map(|one| one.get(key).and_then(Value::as_i64)).collect()
+        refs.values()
+            .map(|one| one.get(key).and_then(Value::as_i64))
+            .collect()
     };
     let kept: Int32Array = refs
         .values()
@@ -147,9 +189,17 @@ fn refs(metadata: &TableMetadata) -> Result<Arc<dyn TableProvider>, QueryError> 
         ("name", false, texts(refs.keys().map(String::as_str))),
         ("type", false, texts(kinds.iter().map(String::as_str))),
         ("snapshot_id", true, Arc::new(long("snapshot-id"))),
-        ("max_reference_age_in_ms", true, Arc::new(long("max-ref-age-ms"))),
+        (
+            "max_reference_age_in_ms",
+            true,
+            Arc::new(long("max-ref-age-ms")),
+        ),
         ("min_snapshots_to_keep", true, Arc::new(kept)),
-        ("max_snapshot_age_in_ms", true, Arc::new(long("max-snapshot-age-ms"))),
+        (
+            "max_snapshot_age_in_ms",
+            true,
+            Arc::new(long("max-snapshot-age-ms")),
+        ),
     ])
 }
 
@@ -215,13 +265,23 @@ fn of_ledger(ledger: &Ledger) -> Result<Arc<dyn TableProvider>, QueryError> {
     let hashes: Vec<String> = rows.iter().map(|r| format!("{:016x}", r.2.hash)).collect();
     let closed: Vec<bool> = rows.iter().map(|r| ledger.is_closed(r.0, r.1)).collect();
     let clusters: StringArray = rows.iter().map(|r| r.3.cluster_id.clone()).collect();
-    let topics: StringArray =
-        rows.iter().map(|r| r.3.topic_id.as_ref().map(ToString::to_string)).collect();
+    let topics: StringArray = rows
+        .iter()
+        .map(|r| r.3.topic_id.as_ref().map(ToString::to_string))
+        .collect();
     table(vec![
         ("generation", false, Arc::new(generations)),
         ("partition", false, Arc::new(partitions)),
-        ("first_offset", false, longs(rows.iter().map(|r| r.2.first.get()))),
-        ("next_offset", false, longs(rows.iter().map(|r| r.2.next.get()))),
+        (
+            "first_offset",
+            false,
+            longs(rows.iter().map(|r| r.2.first.get())),
+        ),
+        (
+            "next_offset",
+            false,
+            longs(rows.iter().map(|r| r.2.next.get())),
+        ),
         ("rows", false, counts(rows.iter().map(|r| r.2.rows))),
         ("leader_epoch", true, Arc::new(epochs)),
         ("hash", false, texts(hashes.iter().map(String::as_str))),
@@ -244,11 +304,19 @@ fn gaps(ledger: &Ledger) -> Result<Arc<dyn TableProvider>, QueryError> {
     table(vec![
         ("generation", false, Arc::new(generations)),
         ("partition", false, Arc::new(partitions)),
-        ("start_offset", false, longs(gaps.iter().map(|g| g.start.get()))),
+        (
+            "start_offset",
+            false,
+            longs(gaps.iter().map(|g| g.start.get())),
+        ),
         ("end_offset", true, Arc::new(ends)),
         ("missing", true, Arc::new(missing)),
         ("reason", false, texts(reasons.iter().map(String::as_str))),
-        ("noticed_at", false, times(gaps.iter().map(|g| Some(g.at.0)))),
+        (
+            "noticed_at",
+            false,
+            times(gaps.iter().map(|g| Some(g.at.0))),
+        ),
     ])
 }
 
@@ -273,9 +341,13 @@ async fn entries(
         _ => QueryError::Corrupt(format!("table {name}: {}", chain(&error))),
     };
     let version = loaded.metadata.format_version();
-    let list = manifests::read_list(storage, snapshot, version).await.map_err(failed)?;
+    let list = manifests::read_list(storage, snapshot, version)
+        .await
+        .map_err(failed)?;
     let live: Vec<_> = list.into_iter().filter(manifests::has_live_files).collect();
-    let read = manifests::read_manifests(storage, &live).await.map_err(failed)?;
+    let read = manifests::read_manifests(storage, &live)
+        .await
+        .map_err(failed)?;
     let mut entries = Vec::new();
     for (file, listed) in live.iter().zip(read) {
         let spec = file.partition_spec_id;
@@ -309,17 +381,24 @@ fn files(
     metadata: &TableMetadata,
     entries: &[Listed],
 ) -> Result<Arc<dyn TableProvider>, QueryError> {
-    let all: Vec<_> = entries.iter().map(|listed| listed.entry.data_file()).collect();
+    let all: Vec<_> = entries
+        .iter()
+        .map(|listed| listed.entry.data_file())
+        .collect();
     let content = Int32Array::from_iter_values(all.iter().map(|f| match f.content_type() {
         DataContentType::Data => 0,
         DataContentType::PositionDeletes => 1,
         DataContentType::EqualityDeletes => 2,
     }));
-    let formats: Vec<String> =
-        all.iter().map(|f| f.file_format().to_string().to_uppercase()).collect();
+    let formats: Vec<String> = all
+        .iter()
+        .map(|f| f.file_format().to_string().to_uppercase())
+        .collect();
     let specs = Int32Array::from_iter_values(entries.iter().map(|listed| listed.spec));
-    let partitions: Vec<String> =
-        entries.iter().map(|entry| partition_text(metadata, entry)).collect();
+    let partitions: Vec<String> = entries
+        .iter()
+        .map(|entry| partition_text(metadata, entry))
+        .collect();
     let orders: Int32Array = all.iter().map(|f| f.sort_order_id()).collect();
     let failed = |error: arrow_schema::ArrowError| QueryError::Failed(error.to_string());
     let numbers = |pick: &dyn Fn(usize) -> HashMap<i32, u64>| -> Result<ArrayRef, QueryError> {
@@ -328,7 +407,8 @@ fn files(
             let sorted: BTreeMap<i32, u64> = pick(place).into_iter().collect();
             for (id, number) in sorted {
                 map.keys().append_value(id);
-                map.values().append_value(i64::try_from(number).unwrap_or(i64::MAX));
+                map.values()
+                    .append_value(i64::try_from(number).unwrap_or(i64::MAX));
             }
             map.append(true).map_err(failed)?;
         }
@@ -337,12 +417,19 @@ fn files(
     let bounds = |lower: bool| -> Result<ArrayRef, QueryError> {
         let mut map = MapBuilder::new(Some(names()), Int32Builder::new(), StringBuilder::new());
         for file in &all {
-            let bounds = if lower { file.lower_bounds() } else { file.upper_bounds() };
+            let bounds = if lower {
+                file.lower_bounds()
+            } else {
+                file.upper_bounds()
+            };
             let sorted: BTreeMap<_, _> = bounds.iter().collect();
             for (id, bound) in sorted {
                 map.keys().append_value(*id);
                 let text = bound.to_string();
-                let text = text.strip_prefix('"').and_then(|t| t.strip_suffix('"')).unwrap_or(&text);
+                let text = text
+                    .strip_prefix('"')
+                    .and_then(|t| t.strip_suffix('"'))
+                    .unwrap_or(&text);
                 map.values().append_value(text);
             }
             map.append(true).map_err(failed)?;
@@ -354,21 +441,56 @@ fn files(
     let mut equality = ListBuilder::new(Int32Builder::new());
     for file in &all {
         keys.append_option(file.key_metadata());
-        splits.append_option(file.split_offsets().map(|all| all.iter().copied().map(Some)));
+        splits.append_option(
+            file.split_offsets()
+                .map(|all| all.iter().copied().map(Some)),
+        );
         equality.append_option(file.equality_ids().map(|all| all.into_iter().map(Some)));
     }
     table(vec![
         ("content", false, Arc::new(content)),
         ("file_path", false, texts(all.iter().map(|f| f.file_path()))),
-        ("file_format", false, texts(formats.iter().map(String::as_str))),
+        (
+            "file_format",
+            false,
+            texts(formats.iter().map(String::as_str)),
+        ),
         ("spec_id", false, Arc::new(specs)),
-        ("partition", false, texts(partitions.iter().map(String::as_str))),
-        ("record_count", false, counts(all.iter().map(|f| f.record_count()))),
-        ("file_size_in_bytes", false, counts(all.iter().map(|f| f.file_size_in_bytes()))),
-        ("column_sizes", false, numbers(&|i| all[i].column_sizes().clone())?),
-        ("value_counts", false, numbers(&|i| all[i].value_counts().clone())?),
-        ("null_value_counts", false, numbers(&|i| all[i].null_value_counts().clone())?),
-        ("nan_value_counts", false, numbers(&|i| all[i].nan_value_counts().clone())?),
+        (
+            "partition",
+            false,
+            texts(partitions.iter().map(String::as_str)),
+        ),
+        (
+            "record_count",
+            false,
+            counts(all.iter().map(|f| f.record_count())),
+        ),
+        (
+            "file_size_in_bytes",
+            false,
+            counts(all.iter().map(|f| f.file_size_in_bytes())),
+        ),
+        (
+            "column_sizes",
+            false,
+            numbers(&|i| all[i].column_sizes().clone())?,
+        ),
+        (
+            "value_counts",
+            false,
+            numbers(&|i| all[i].value_counts().clone())?,
+        ),
+        (
+            "null_value_counts",
+            false,
+            numbers(&|i| all[i].null_value_counts().clone())?,
+        ),
+        (
+            "nan_value_counts",
+            false,
+            numbers(&|i| all[i].nan_value_counts().clone())?,
+        ),
         ("lower_bounds", false, bounds(true)?),
         ("upper_bounds", false, bounds(false)?),
         ("key_metadata", true, Arc::new(keys.finish())),
@@ -401,21 +523,45 @@ fn partitions(
         sum.rows = sum.rows.saturating_add(file.record_count());
         sum.bytes = sum.bytes.saturating_add(file.file_size_in_bytes());
         sum.files += 1;
-        let made = entry.snapshot_id().and_then(|id| metadata.snapshot_by_id(id));
+        let made = entry
+            .snapshot_id()
+            .and_then(|id| metadata.snapshot_by_id(id));
         let made = made.map(|snapshot| (snapshot.timestamp_ms(), snapshot.snapshot_id()));
         sum.updated = sum.updated.max(made);
     }
     let specs = Int32Array::from_iter_values(sums.keys().map(|(spec, _)| *spec));
-    let updated: TimestampMicrosecondArray =
-        sums.values().map(|sum| Some(sum.updated?.0.saturating_mul(1000))).collect();
+    let updated: TimestampMicrosecondArray = sums
+        .values()
+        .map(|sum| Some(sum.updated?.0.saturating_mul(1000)))
+        .collect();
     let by: Int64Array = sums.values().map(|sum| Some(sum.updated?.1)).collect();
     table(vec![
-        ("partition", false, texts(sums.keys().map(|(_, text)| text.as_str()))),
+        (
+            "partition",
+            false,
+            texts(sums.keys().map(|(_, text)| text.as_str())),
+        ),
         ("spec_id", false, Arc::new(specs)),
-        ("record_count", false, counts(sums.values().map(|sum| sum.rows))),
-        ("file_count", false, counts(sums.values().map(|sum| sum.files))),
-        ("total_size", false, counts(sums.values().map(|sum| sum.bytes))),
-        ("last_updated_at", true, Arc::new(updated.with_timezone("UTC"))),
+        (
+            "record_count",
+            false,
+            counts(sums.values().map(|sum| sum.rows)),
+        ),
+        (
+            "file_count",
+            false,
+            counts(sums.values().map(|sum| sum.files)),
+        ),
+        (
+            "total_size",
+            false,
+            counts(sums.values().map(|sum| sum.bytes)),
+        ),
+        (
+            "last_updated_at",
+            true,
+            Arc::new(updated.with_timezone("UTC")),
+        ),
         ("last_updated_snapshot_id", true, Arc::new(by)),
     ])
 }

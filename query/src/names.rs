@@ -175,7 +175,10 @@ mod tests {
 
     #[test]
     fn a_suffix_is_what_follows_the_last_dollar_and_is_known() {
-        assert_eq!(split("orders$snapshots"), ("orders", Some(Suffix::Snapshots)));
+        assert_eq!(
+            split("orders$snapshots"),
+            ("orders", Some(Suffix::Snapshots))
+        );
         assert_eq!(split("a$b$FILES"), ("a$b", Some(Suffix::Files)));
         assert_eq!(split("orders$nothing"), ("orders$nothing", None));
         assert_eq!(split("$files"), ("$files", None));

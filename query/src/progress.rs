@@ -50,7 +50,9 @@ impl Progress {
     /// Rows that came out of the tables' scans so far, after the filters that were pushed into them.
     pub fn rows_read(&self) -> u64 {
         let scans = self.scans.lock().unwrap_or_else(PoisonError::into_inner);
-        let counted = scans.iter().filter_map(|scan| scan.clone_inner().output_rows());
+        let counted = scans
+            .iter()
+            .filter_map(|scan| scan.clone_inner().output_rows());
         let counted: u64 = counted.map(|rows| rows as u64).sum();
         counted.saturating_add(self.rows_read.load(Ordering::Relaxed))
     }

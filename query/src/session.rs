@@ -28,6 +28,7 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use datafusion::prelude::{CsvReadOptions, JsonReadOptions, ParquetReadOptions, SessionConfig};
 use datafusion::sql::parser::Statement as PlannedStatement;
+use datafusion::sql::sqlparser::ast::Statement as SqlStatement;
 use futures::StreamExt;
 use object_store::memory::InMemory;
 use tokio::runtime::{Handle, Runtime};
@@ -50,6 +51,8 @@ use crate::{
 const STACK_BYTES: usize = 512 << 20;
 /// Batches between the query and who reads its answer.
 const QUEUED_BATCHES: usize = 2;
+/// How long the end of a session waits for queries that do not yield.
+const END_MAX: Duration = Duration::from_secs(60);
 /// How many consumers an error of exhausted memory names.
 const NAMED_CONSUMERS: NonZeroUsize = NonZeroUsize::MIN;
 
@@ -68,7 +71,7 @@ struct Engine {
     runtime: Option<Runtime>,
     state: SessionState,
     /// Removed with the engine.
-    _spill: tempfile::TempDir,
+    spill: Option<tempfile::TempDir>,
 }
 
 impl std::fmt::Debug for Engine {
@@ -79,9 +82,20 @@ impl std::fmt::Debug for Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        if let Some(runtime) = self.runtime.take() {
+        let (Some(runtime), Some(spill)) = (self.runtime.take(), self.spill.take()) else {
+            return;
+        };
+        let folder = spill.path().to_owned();
+        if spill.close().is_ok() && !folder.exists() {
             runtime.shutdown_background();
+            return;
         }
+        // A query that is still on its way put a file there meanwhile. It may be waited for on a thread of its own alone.
+        let removed = std::thread::Builder::new().spawn(move || {
+            runtime.shutdown_timeout(END_MAX);
+            std::fs::remove_dir_all(&folder)
+        });
+        drop(removed);
     }
 }
 
@@ -102,6 +116,35 @@ impl Engine {
             Some(Ok(result)) => result,
             Some(Err(error)) if error.is_panic() => Err(panicked()),
             _ => Err(QueryError::Cancelled),
+        }
+    }
+}
+
+/// A value that is nested deep: dropped on the engine's threads wherever it is let go, since dropping it goes as deep.
+struct Deep<T: Send + 'static> {
+    value: Option<T>,
+    engine: Handle,
+}
+
+impl<T: Send + 'static> Deep<T> {
+    /// On the engine's threads.
+    fn here(value: T) -> Self {
+        Self {
+            value: Some(value),
+            engine: Handle::current(),
+        }
+    }
+
+    /// To be called on the engine's threads alone.
+    fn take(mut self) -> Option<T> {
+        self.value.take()
+    }
+}
+
+impl<T: Send + 'static> Drop for Deep<T> {
+    fn drop(&mut self) {
+        if let Some(value) = self.value.take() {
+            drop(self.engine.spawn_blocking(move || drop(value)));
         }
     }
 }
@@ -132,7 +175,9 @@ impl Session {
         for file in files {
             let state = engine.state.clone();
             let name = file.name.clone();
-            let provider = engine.run(async move { opened(state, &file).await }).await?;
+            let provider = engine
+                .run(async move { opened(state, &file).await })
+                .await?;
             if named.insert(name.clone(), provider).is_some() {
                 return Err(QueryError::File(format!(
                     "--table {name}: the name is given twice"
@@ -150,7 +195,10 @@ impl Session {
 
     /// Runs one statement: a query, `SHOW TABLES`, `SHOW COLUMNS FROM t`, `DESCRIBE t`, `EXPLAIN`.
     pub async fn query(&self, sql: &str) -> Result<Answer, QueryError> {
-        let deadline = self.limits.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let deadline = self
+            .limits
+            .timeout
+            .and_then(|timeout| Instant::now().checked_add(timeout));
         let started = self.start(sql, deadline);
         match deadline {
             None => started.await,
@@ -164,24 +212,22 @@ impl Session {
     async fn start(&self, sql: &str, deadline: Option<Instant>) -> Result<Answer, QueryError> {
         let progress = Arc::new(Progress::default());
         let text = sql.to_owned();
-        let asked = self.engine.run(async move { guard::parse(&text) }).await?;
-        let parsed = match asked {
-            Asked::Query(parsed) => parsed,
-            Asked::Tables(pattern) => {
+        let asked = self
+            .engine
+            .run(async move { guard::parse(&text).map(Pieces::of) })
+            .await?;
+        let pieces = match asked {
+            Pieces::Query(pieces) => pieces,
+            Pieces::Tables(pattern) => {
                 let batch = shown_tables(&self.tables().await?, pattern.as_deref())?;
                 return Ok(at_hand(batch, progress));
             }
-            Asked::Columns(name) => {
+            Pieces::Columns(name) => {
                 let schema = self.columns(&name).await?;
                 return Ok(at_hand(shown_columns(&schema)?, progress));
             }
         };
-        let Parsed {
-            statement,
-            tables,
-            with,
-            columns,
-        } = parsed;
+        let (statement, tables, with, columns) = pieces;
         let state = self.state(&progress);
         let mut found = Vec::with_capacity(tables.len());
         for table in tables {
@@ -197,8 +243,10 @@ impl Session {
             .engine
             .run(async move {
                 let hints = Hints::of(&found, columns);
-                plan(state, statement, found)
-                    .await
+                let statement = statement.take().ok_or(QueryError::Cancelled)?;
+                let planned = plan(state, statement, found).await;
+                planned
+                    .map(Deep::here)
                     .map_err(|error| hints.explain(error))
             })
             .await?;
@@ -231,7 +279,9 @@ impl Session {
             Some(Given::At(as_of)) => Some(as_of.clone()),
             Some(Given::Time(expr)) => {
                 let (state, expr) = (state.clone(), expr.clone());
-                let time = self.engine.run(async move { travel::time_of(&state, &expr) });
+                let time = self
+                    .engine
+                    .run(async move { travel::time_of(&state, &expr) });
                 Some(AsOf::Time(time.await?))
             }
         };
@@ -243,11 +293,12 @@ impl Session {
 
     fn answer(
         &self,
-        planned: Planned,
+        planned: Deep<Planned>,
         progress: Arc<Progress>,
         deadline: Option<Instant>,
     ) -> Result<Answer, QueryError> {
-        let schema = planned.plan.schema();
+        let plan = planned.value.as_ref().ok_or(QueryError::Cancelled)?;
+        let schema = plan.plan.schema();
         let (sender, receiver) = mpsc::channel(QUEUED_BATCHES);
         let mut tasks = JoinSet::new();
         tasks.spawn_on(produce(planned, sender), self.engine.handle()?);
@@ -288,6 +339,29 @@ impl Session {
     }
 }
 
+/// A statement in pieces that may leave the engine's threads.
+enum Pieces {
+    Query((Deep<SqlStatement>, Vec<Named>, Vec<String>, Vec<String>)),
+    Tables(Option<String>),
+    Columns(String),
+}
+
+impl Pieces {
+    /// On the engine's threads.
+    fn of(asked: Asked) -> Self {
+        match asked {
+            Asked::Query(Parsed {
+                statement,
+                tables,
+                with,
+                columns,
+            }) => Self::Query((Deep::here(statement), tables, with, columns)),
+            Asked::Tables(pattern) => Self::Tables(pattern),
+            Asked::Columns(name) => Self::Columns(name),
+        }
+    }
+}
+
 /// A query that may run.
 struct Planned {
     plan: Arc<dyn ExecutionPlan>,
@@ -296,20 +370,28 @@ struct Planned {
 
 async fn plan(
     state: SessionState,
-    statement: datafusion::sql::sqlparser::ast::Statement,
+    statement: SqlStatement,
     tables: Vec<(String, Arc<dyn TableProvider>)>,
 ) -> Result<Planned, QueryError> {
     let context = SessionContext::new_with_state(state);
     for (name, provider) in tables {
         let reference = datafusion::sql::TableReference::bare(name);
-        context.register_table(reference, provider).map_err(QueryError::of)?;
+        context
+            .register_table(reference, provider)
+            .map_err(QueryError::of)?;
     }
     let state = context.state();
     let statement = PlannedStatement::Statement(Box::new(statement));
-    let logical = state.statement_to_plan(statement).await.map_err(QueryError::of)?;
+    let logical = state
+        .statement_to_plan(statement)
+        .await
+        .map_err(QueryError::of)?;
     guard::check_plan(&logical)?;
     let optimized = state.optimize(&logical).map_err(QueryError::of)?;
-    let plan = state.query_planner().create_physical_plan(&optimized, &state).await;
+    let plan = state
+        .query_planner()
+        .create_physical_plan(&optimized, &state)
+        .await;
     Ok(Planned {
         plan: plan.map_err(QueryError::of)?,
         state,
@@ -317,8 +399,10 @@ async fn plan(
 }
 
 /// Runs a query on the engine's threads; ends when nobody wants its rows any more.
-async fn produce(planned: Planned, sender: mpsc::Sender<Result<RecordBatch, QueryError>>) {
-    let Planned { plan, state } = planned;
+async fn produce(planned: Deep<Planned>, sender: mpsc::Sender<Result<RecordBatch, QueryError>>) {
+    let Some(Planned { plan, state }) = planned.take() else {
+        return;
+    };
     let mut stream = match execute_stream(plan, state.task_ctx()) {
         Ok(stream) => stream,
         Err(error) => {
@@ -431,7 +515,7 @@ fn engine(limits: &Limits) -> Result<Engine, QueryError> {
     Ok(Engine {
         runtime: Some(runtime),
         state: base_state(threads, env).map_err(QueryError::of)?,
-        _spill: spill,
+        spill: Some(spill),
     })
 }
 
@@ -465,6 +549,7 @@ fn base_state(threads: usize, env: Arc<RuntimeEnv>) -> datafusion::error::Result
     options.optimizer.prefer_existing_sort = true;
     let mut rules = PhysicalOptimizer::new().rules;
     rules.insert(0, Arc::new(LakeOrder));
+    rules.push(Arc::new(guard::CountWindows));
     let mut state = SessionStateBuilder::new_with_default_features()
         .with_config(config)
         .with_runtime_env(env)
@@ -495,7 +580,11 @@ async fn opened(
     let Some(path) = path.to_str() else {
         return Err(bad("its name is not UTF-8".to_owned()));
     };
-    let ending = file.path.extension().and_then(|e| e.to_str()).unwrap_or_default();
+    let ending = file
+        .path
+        .extension()
+        .and_then(|e| e.to_str())
+        .unwrap_or_default();
     let url = url_of(path);
     let context = SessionContext::new_with_state(state);
     let read = match ending.to_ascii_lowercase().as_str() {
@@ -504,7 +593,9 @@ async fn opened(
             context.read_csv(url, options).await
         }
         "tsv" => {
-            let options = CsvReadOptions::new().file_extension(ending).delimiter(b'\t');
+            let options = CsvReadOptions::new()
+                .file_extension(ending)
+                .delimiter(b'\t');
             context.read_csv(url, options).await
         }
         "json" | "jsonl" | "ndjson" => {
@@ -555,16 +646,23 @@ fn at_hand(batch: RecordBatch, progress: Arc<Progress>) -> Answer {
 }
 
 fn text_columns(names: &[&str], columns: Vec<Vec<String>>) -> Result<RecordBatch, QueryError> {
-    let fields: Vec<Field> =
-        names.iter().map(|name| Field::new(*name, DataType::Utf8, false)).collect();
-    let arrays = columns.into_iter().map(|values| Arc::new(StringArray::from(values)) as _);
+    let fields: Vec<Field> = names
+        .iter()
+        .map(|name| Field::new(*name, DataType::Utf8, false))
+        .collect();
+    let arrays = columns
+        .into_iter()
+        .map(|values| Arc::new(StringArray::from(values)) as _);
     RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays.collect())
         .map_err(|error| QueryError::Failed(error.to_string()))
 }
 
 fn shown_tables(tables: &[TableName], pattern: Option<&str>) -> Result<RecordBatch, QueryError> {
     let (mut names, mut kinds, mut of) = (Vec::new(), Vec::new(), Vec::new());
-    for table in tables.iter().filter(|t| pattern.is_none_or(|p| is_like(&t.name, p))) {
+    for table in tables
+        .iter()
+        .filter(|t| pattern.is_none_or(|p| is_like(&t.name, p)))
+    {
         let (kind, whose) = match &table.kind {
             TableKind::Archive { topic } => ("archive", topic.as_str()),
             TableKind::Job { job } => ("job", job.as_str()),
@@ -611,7 +709,10 @@ fn is_like(text: &str, pattern: &str) -> bool {
 fn shown_columns(schema: &SchemaRef) -> Result<RecordBatch, QueryError> {
     let fields = schema.fields();
     let names = fields.iter().map(|field| field.name().clone()).collect();
-    let kinds = fields.iter().map(|field| sql_types::name(field.data_type())).collect();
+    let kinds = fields
+        .iter()
+        .map(|field| sql_types::name(field.data_type()))
+        .collect();
     let nullable = fields.iter().map(|field| {
         let yes = if field.is_nullable() { "YES" } else { "NO" };
         yes.to_owned()
@@ -650,7 +751,9 @@ impl Hints {
             QueryError::UnknownColumn(name) => {
                 let (plain, wanted) = (name.rsplit('.').next().unwrap_or(&name), &name);
                 let names = self.columns.iter().map(|(name, _)| name.as_str());
-                let same = names.clone().find(|known| known.eq_ignore_ascii_case(plain) && *known != plain);
+                let same = names
+                    .clone()
+                    .find(|known| known.eq_ignore_ascii_case(plain) && *known != plain);
                 let hint = match same {
                     Some(known) => format!("did you mean {}?", quoted(known)),
                     None => names::hint("columns", plain, names),

@@ -31,7 +31,11 @@ pub(crate) fn name(kind: &DataType) -> String {
                 TimeUnit::Microsecond => 6,
                 TimeUnit::Nanosecond => 9,
             };
-            let zone = if zone.is_some() { " WITH TIME ZONE" } else { "" };
+            let zone = if zone.is_some() {
+                " WITH TIME ZONE"
+            } else {
+                ""
+            };
             format!("TIMESTAMP({digits}){zone}")
         }
         DataType::Interval(_) | DataType::Duration(_) => "INTERVAL".to_owned(),

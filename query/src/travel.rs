@@ -32,6 +32,8 @@ use crate::{AsOf, QueryError};
 
 /// The function that stands for a version where the parser knows only an expression for a time.
 const VERSION: &str = "everlog_version";
+/// Characters of an expression for a time, at most.
+const TIME_BYTES_MAX: usize = 1_000;
 /// How tags begin that hold snapshots for readers: nobody's to ask for.
 const LEASES: &str = "everlog-lease";
 
@@ -151,8 +153,8 @@ fn no_version() -> QueryError {
 pub(crate) enum Given {
     /// A snapshot, a tag or a branch.
     At(AsOf),
-    /// An expression for a time, not evaluated yet.
-    Time(Expr),
+    /// An expression for a time, not evaluated yet: as text, since what is nested may only be handled on large stacks.
+    Time(String),
 }
 
 /// What a table's clause gives.
@@ -172,7 +174,14 @@ pub(crate) fn given(version: TableVersion) -> Result<Given, QueryError> {
             }
         }
         TableVersion::ForSystemTimeAsOf(expr) | TableVersion::TimestampAsOf(expr) => {
-            Ok(Given::Time(expr))
+            let text = expr.to_string();
+            if text.len() > TIME_BYTES_MAX {
+                return Err(QueryError::Limit(format!(
+                    "the time after AS OF has {} characters, more than {TIME_BYTES_MAX}",
+                    text.len()
+                )));
+            }
+            Ok(Given::Time(text))
         }
         TableVersion::VersionAsOf(expr) => literal(&expr).map(Given::At),
         TableVersion::Function(_) => Err(QueryError::Syntax(
@@ -187,7 +196,9 @@ fn literal(expr: &Expr) -> Result<AsOf, QueryError> {
             value: Value::Number(digits, _),
             ..
         }) => digits.to_string().parse().map(AsOf::Snapshot).map_err(|_| {
-            QueryError::Syntax(format!("{digits} is no snapshot: they are whole numbers of 64 bits"))
+            QueryError::Syntax(format!(
+                "{digits} is no snapshot: they are whole numbers of 64 bits"
+            ))
         }),
         Expr::Value(ValueWithSpan {
             value: Value::SingleQuotedString(name),
@@ -205,7 +216,7 @@ fn literal(expr: &Expr) -> Result<AsOf, QueryError> {
 }
 
 /// The time that an expression gives: a constant of the statement, as `now() - INTERVAL '1 day'`. What has no zone is UTC.
-pub(crate) fn time_of(state: &SessionState, expr: &Expr) -> Result<Millis, QueryError> {
+pub(crate) fn time_of(state: &SessionState, expr: &str) -> Result<Millis, QueryError> {
     let bad = |why: &str| {
         QueryError::Invalid(format!(
             "{expr} is no time to travel to: {}; write TIMESTAMP '2026-01-31 10:00:00' (UTC), \
@@ -215,7 +226,7 @@ pub(crate) fn time_of(state: &SessionState, expr: &Expr) -> Result<Millis, Query
     };
     let no_columns = DFSchema::empty();
     let evaluated = || -> datafusion::error::Result<(ScalarValue, DataType)> {
-        let logical = state.create_logical_expr(&expr.to_string(), &no_columns)?;
+        let logical = state.create_logical_expr(expr, &no_columns)?;
         let kind = logical.get_type(&no_columns)?;
         let millis = DataType::Timestamp(TimeUnit::Millisecond, Some("UTC".into()));
         let cast = logical.cast_to(&millis, &no_columns)?;
@@ -248,7 +259,9 @@ pub(crate) fn time_of(state: &SessionState, expr: &Expr) -> Result<Millis, Query
 }
 
 /// Branches and tags by name. The library keeps them to itself, except in what it serializes.
-pub(crate) fn refs(metadata: &TableMetadata) -> Result<serde_json::Map<String, serde_json::Value>, QueryError> {
+pub(crate) fn refs(
+    metadata: &TableMetadata,
+) -> Result<serde_json::Map<String, serde_json::Value>, QueryError> {
     let whole = serde_json::to_value(metadata)
         .map_err(|error| QueryError::Corrupt(format!("the table's branches and tags: {error}")))?;
     let refs = whole.get("refs").and_then(serde_json::Value::as_object);
@@ -297,13 +310,18 @@ pub(crate) fn schema_at(
 /// Why there is no such moment, and which are near.
 fn missing(table: &str, metadata: &TableMetadata, as_of: &AsOf) -> Result<QueryError, QueryError> {
     let shown = quoted(table);
-    let history: Vec<&SnapshotRef> =
-        ancestry(metadata, metadata.current_snapshot_id()).collect();
+    let history: Vec<&SnapshotRef> = ancestry(metadata, metadata.current_snapshot_id()).collect();
     let (Some(newest), Some(oldest)) = (history.first(), history.last()) else {
-        return Ok(QueryError::NoSnapshot(format!("table {shown} has no snapshot yet")));
+        return Ok(QueryError::NoSnapshot(format!(
+            "table {shown} has no snapshot yet"
+        )));
     };
     let named = |snapshot: &SnapshotRef| {
-        format!("{} ({})", snapshot.snapshot_id(), readable(Millis(snapshot.timestamp_ms())))
+        format!(
+            "{} ({})",
+            snapshot.snapshot_id(),
+            readable(Millis(snapshot.timestamp_ms()))
+        )
     };
     let range = format!(
         "its {} snapshots reach from {} to {}: see {}",
@@ -320,8 +338,10 @@ fn missing(table: &str, metadata: &TableMetadata, as_of: &AsOf) -> Result<QueryE
         ),
         AsOf::Snapshot(id) => {
             let wanted = id.to_string();
-            let ids: Vec<String> =
-                metadata.snapshots().map(|s| s.snapshot_id().to_string()).collect();
+            let ids: Vec<String> = metadata
+                .snapshots()
+                .map(|s| s.snapshot_id().to_string())
+                .collect();
             let near = names::nearest(&wanted, ids.iter().map(String::as_str));
             let near: Vec<String> = near
                 .iter()
@@ -367,9 +387,15 @@ mod tests {
     use crate::guard::LakeDialect;
 
     fn rewritten(sql: &str) -> String {
-        let tokens = Tokenizer::new(&LakeDialect, sql).tokenize_with_location().unwrap();
+        let tokens = Tokenizer::new(&LakeDialect, sql)
+            .tokenize_with_location()
+            .unwrap();
         let tokens = canonical(tokens).unwrap();
-        tokens.iter().map(|t| t.token.to_string()).collect::<Vec<_>>().join("")
+        tokens
+            .iter()
+            .map(|t| t.token.to_string())
+            .collect::<Vec<_>>()
+            .join("")
     }
 
     #[test]
@@ -380,7 +406,11 @@ mod tests {
             "FROM t VERSION AS OF 5",
             "FROM t FOR SYSTEM_VERSION AS OF 5",
         ] {
-            assert_eq!(rewritten(sql), "FROM t FORSYSTEM_TIMEASOFeverlog_version(5)", "{sql}");
+            assert_eq!(
+                rewritten(sql),
+                "FROM t FORSYSTEM_TIMEASOFeverlog_version(5)",
+                "{sql}"
+            );
         }
         assert!(rewritten("FROM t VERSION AS OF 'v1' x").ends_with("everlog_version('v1') x"));
         assert!(rewritten("FROM t FOR TIMESTAMP AS OF now()").contains("FORSYSTEM_TIMEASOF now()"));
@@ -398,7 +428,10 @@ mod tests {
             assert_eq!(rewritten(sql), sql);
         }
         let tokens = Tokenizer::new(&LakeDialect, "FROM t FOR VERSION AS OF x");
-        let tokens = { let mut tokens = tokens; tokens.tokenize_with_location().unwrap() };
+        let tokens = {
+            let mut tokens = tokens;
+            tokens.tokenize_with_location().unwrap()
+        };
         assert!(canonical(tokens).is_err());
     }
 }

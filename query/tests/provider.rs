@@ -32,7 +32,12 @@ fn records(commit: i64) -> Vec<Record> {
                 4 => record.key = None,
                 5 => record.value = None,
                 6 => record.value = Some(Vec::new()),
-                7 => record.headers = vec![("h".to_owned(), Some(b"x".to_vec())), ("h".to_owned(), None)],
+                7 => {
+                    record.headers = vec![
+                        ("h".to_owned(), Some(b"x".to_vec())),
+                        ("h".to_owned(), None),
+                    ]
+                }
                 _ => {}
             }
             all.push(record);
@@ -94,12 +99,24 @@ async fn every_record_is_a_row_as_it_was_archived() {
     assert_eq!(found, expected);
     let constant = "SELECT DISTINCT topic, generation, timestamp_type, leader_epoch FROM orders WHERE \"timestamp\" IS NOT NULL";
     assert_eq!(rows(&session, constant).await, [["orders", "0", "0", "∅"]]);
+    // what is nested
+    for (filter, count) in [
+        ("headers IS NULL", 0),
+        ("headers IS NOT NULL AND partition = 1", 120),
+        ("cardinality(headers) = 2", 36),
+    ] {
+        let sql = format!("SELECT count(*) FROM orders WHERE {filter}");
+        assert_eq!(value(&session, &sql).await, count.to_string(), "{filter}");
+    }
     let headers = "SELECT count(*) FROM orders WHERE headers[1]['key'] = 'h' AND headers[1]['value'] = 'x' AND headers[2]['value'] IS NULL";
     assert_eq!(value(&session, headers).await, "36");
     // bytes compare with text
     assert_eq!(
         value(&session, "SELECT count(*) FROM orders WHERE key = 'k1'").await,
-        all.iter().filter(|r| r.key.as_deref() == Some(b"k1")).count().to_string()
+        all.iter()
+            .filter(|r| r.key.as_deref() == Some(b"k1"))
+            .count()
+            .to_string()
     );
     assert_eq!(
         rows(&session, "SELECT * FROM orders WHERE \"offset\" < 0").await,
@@ -121,14 +138,23 @@ async fn counts_and_bounds_come_from_metadata_where_they_are_exact() {
     };
     let expected = vec![
         all.len().to_string(),
-        all.iter().map(|r| r.offset).min().expect("rows").to_string(),
-        all.iter().map(|r| r.offset).max().expect("rows").to_string(),
+        all.iter()
+            .map(|r| r.offset)
+            .min()
+            .expect("rows")
+            .to_string(),
+        all.iter()
+            .map(|r| r.offset)
+            .max()
+            .expect("rows")
+            .to_string(),
         time(times().min()),
         time(times().max()),
     ];
     assert_eq!(rows(&session, sql).await, [expected]);
     // with a filter they are counted
-    let sql = "SELECT count(*), max(\"offset\") FROM orders WHERE partition = 1 AND \"offset\" < 100";
+    let sql =
+        "SELECT count(*), max(\"offset\") FROM orders WHERE partition = 1 AND \"offset\" < 100";
     let mine = all.iter().filter(|r| r.partition == 1 && r.offset < 100);
     let expected = vec![
         mine.clone().count().to_string(),
@@ -145,12 +171,25 @@ async fn files_and_row_groups_that_cannot_match_are_not_read() {
     let (world, _) = world().await;
     let session = world.session().await;
     let all = plan(&session, "SELECT value FROM orders").await;
-    let some = plan(&session, "SELECT value FROM orders WHERE \"offset\" >= 200 AND partition = 2").await;
+    let some = plan(
+        &session,
+        "SELECT value FROM orders WHERE \"offset\" >= 200 AND partition = 2",
+    )
+    .await;
     let files = |plan: &str| plan.matches(".parquet").count();
-    assert!(files(&all) >= 3 && files(&some) < files(&all), "{all}\n{some}");
-    let none = plan(&session, "SELECT value FROM orders WHERE \"timestamp\" > '2100-01-01'").await;
+    assert!(
+        files(&all) >= 3 && files(&some) < files(&all),
+        "{all}\n{some}"
+    );
+    let none = plan(
+        &session,
+        "SELECT value FROM orders WHERE \"timestamp\" > '2100-01-01'",
+    )
+    .await;
     assert!(none.contains("EmptyExec"), "{none}");
-    let answer = session.query("SELECT count(value) FROM orders WHERE \"offset\" >= 200").await;
+    let answer = session
+        .query("SELECT count(value) FROM orders WHERE \"offset\" >= 200")
+        .await;
     let answer = answer.expect("an answer");
     let progress = Arc::clone(&answer.progress);
     support::batches(answer).await.expect("rows");
@@ -165,7 +204,11 @@ async fn the_order_of_the_files_saves_a_sort() {
     let mut expected: Vec<Vec<String>> = Vec::new();
     let mut sorted = all.clone();
     sorted.sort_by_key(|r| (r.partition, r.offset));
-    expected.extend(sorted.iter().map(|r| vec![r.partition.to_string(), r.offset.to_string()]));
+    expected.extend(
+        sorted
+            .iter()
+            .map(|r| vec![r.partition.to_string(), r.offset.to_string()]),
+    );
     let sql = "SELECT partition, \"offset\" FROM orders ORDER BY partition, \"offset\"";
     let physical = plan(&session, sql).await;
     assert!(!physical.contains("SortExec"), "{physical}");
@@ -177,10 +220,15 @@ async fn the_order_of_the_files_saves_a_sort() {
     assert_eq!(rows(&session, &skipping).await, expected[150..157]);
     // one partition: by offset alone
     let sql = "SELECT partition, \"offset\" FROM orders WHERE partition = 1 ORDER BY \"offset\"";
-    let one: Vec<_> = expected.iter().filter(|row| row[0] == "1").cloned().collect();
+    let one: Vec<_> = expected
+        .iter()
+        .filter(|row| row[0] == "1")
+        .cloned()
+        .collect();
     assert_eq!(rows(&session, sql).await, one);
     // the other way round there is a sort, and the same rows
-    let sql = "SELECT partition, \"offset\" FROM orders ORDER BY partition DESC, \"offset\" DESC LIMIT 5";
+    let sql =
+        "SELECT partition, \"offset\" FROM orders ORDER BY partition DESC, \"offset\" DESC LIMIT 5";
     let mut backwards = expected.clone();
     backwards.reverse();
     assert_eq!(rows(&session, sql).await, backwards[..5]);
@@ -243,7 +291,10 @@ impl Condition {
             Self::Offset(op, n) => Some(compared(r.offset, op, *n)),
             Self::Time(op, ms) => r.timestamp.map(|time| compared(time, op, *ms)),
             Self::Between(a, b) => r.timestamp.map(|time| *a <= time && time <= *b),
-            Self::KeyIs(n) => r.key.as_ref().map(|key| *key == format!("k{n}").into_bytes()),
+            Self::KeyIs(n) => r
+                .key
+                .as_ref()
+                .map(|key| *key == format!("k{n}").into_bytes()),
             Self::KeyNull(is) => Some(r.key.is_none() == *is),
             Self::ValueNull(is) => Some(r.value.is_none() == *is),
             Self::TimeNull(is) => Some(r.timestamp.is_none() == *is),
@@ -310,7 +361,9 @@ fn a_pruned_answer_is_the_answer() {
         let filter = condition.sql();
         let sql = format!("SELECT {SHOWN} FROM orders WHERE {filter}");
         let mut found = runtime.block_on(rows(&session, &sql));
-        let kept = all.iter().filter(|record| condition.of(record) == Some(true));
+        let kept = all
+            .iter()
+            .filter(|record| condition.of(record) == Some(true));
         let mut expected: Vec<Vec<String>> = kept.map(shown).collect();
         found.sort();
         expected.sort();
@@ -351,7 +404,10 @@ async fn a_changed_byte_is_an_error_and_never_another_answer() {
         }
     }
     // columns that were not asked for, and the page index, are not looked at
-    assert!(refused > 40 && same > 0, "{refused} refused, {same} the same");
+    assert!(
+        refused > 40 && same > 0,
+        "{refused} refused, {same} the same"
+    );
 }
 
 /// A file as another engine writes it: other names, another order, without the columns that are null everywhere.
@@ -377,19 +433,35 @@ fn foreign_file(records: &[Record]) -> Vec<u8> {
     ]));
     let us = |ms: i64| ms * 1_000;
     let times = records.iter().map(|r| r.timestamp.map(us));
-    let kinds = records.iter().map(|r| if r.timestamp.is_some() { 0 } else { -1 });
+    let kinds = records
+        .iter()
+        .map(|r| if r.timestamp.is_some() { 0 } else { -1 });
     let columns: Vec<ArrayRef> = vec![
-        Arc::new(BinaryArray::from_iter(records.iter().map(|r| r.value.as_deref()))),
-        Arc::new(BinaryArray::from_iter(records.iter().map(|r| r.key.as_deref()))),
+        Arc::new(BinaryArray::from_iter(
+            records.iter().map(|r| r.value.as_deref()),
+        )),
+        Arc::new(BinaryArray::from_iter(
+            records.iter().map(|r| r.key.as_deref()),
+        )),
         Arc::new(
             TimestampMicrosecondArray::from_iter_values(records.iter().map(|_| us(NOON)))
                 .with_timezone("UTC"),
         ),
-        Arc::new(times.collect::<TimestampMicrosecondArray>().with_timezone("UTC")),
-        Arc::new(Int64Array::from_iter_values(records.iter().map(|r| r.offset))),
-        Arc::new(Int32Array::from_iter_values(records.iter().map(|r| r.partition))),
+        Arc::new(
+            times
+                .collect::<TimestampMicrosecondArray>()
+                .with_timezone("UTC"),
+        ),
+        Arc::new(Int64Array::from_iter_values(
+            records.iter().map(|r| r.offset),
+        )),
+        Arc::new(Int32Array::from_iter_values(
+            records.iter().map(|r| r.partition),
+        )),
         Arc::new(Int32Array::from_iter_values(records.iter().map(|_| 0))),
-        Arc::new(StringArray::from_iter_values(records.iter().map(|_| "orders"))),
+        Arc::new(StringArray::from_iter_values(
+            records.iter().map(|_| "orders"),
+        )),
         Arc::new(Int32Array::from_iter_values(kinds)),
     ];
     let batch = RecordBatch::try_new(Arc::clone(&schema), columns).expect("a batch");
@@ -438,17 +510,25 @@ async fn files_that_another_engine_rewrote_are_read_by_field_id() {
     found.sort();
     assert_eq!(found, expected);
     for (filter, keep) in [
-        ("partition = 1", Box::new(|r: &Record| r.partition == 1) as Box<dyn Fn(&Record) -> bool>),
+        (
+            "partition = 1",
+            Box::new(|r: &Record| r.partition == 1) as Box<dyn Fn(&Record) -> bool>,
+        ),
         ("generation = 1", Box::new(|_: &Record| false)),
-        ("generation = 0 AND leader_epoch IS NULL", Box::new(|_: &Record| true)),
+        (
+            "generation = 0 AND leader_epoch IS NULL",
+            Box::new(|_: &Record| true),
+        ),
         ("leader_epoch = 3", Box::new(|_: &Record| false)),
         ("value IS NULL", Box::new(|r: &Record| r.value.is_none())),
-        ("headers IS NULL AND \"offset\" > 50", Box::new(|r: &Record| r.offset > 50)),
+        (
+            "headers IS NULL AND \"offset\" > 50",
+            Box::new(|r: &Record| r.offset > 50),
+        ),
     ] {
         let sql = format!("SELECT {SHOWN} FROM orders WHERE {filter}");
         let mut found = rows(&session, &sql).await;
-        let mut expected: Vec<Vec<String>> =
-            all.iter().filter(|r| keep(r)).map(shown).collect();
+        let mut expected: Vec<Vec<String>> = all.iter().filter(|r| keep(r)).map(shown).collect();
         found.sort();
         expected.sort();
         assert_eq!(found, expected, "{filter}");
@@ -461,8 +541,10 @@ async fn files_that_another_engine_rewrote_are_read_by_field_id() {
     assert!(plan(&session, sql).await.contains("SortExec"));
     let mut sorted = all.clone();
     sorted.sort_by_key(|r| (r.partition, r.offset));
-    let sorted: Vec<Vec<String>> =
-        sorted.iter().map(|r| vec![r.partition.to_string(), r.offset.to_string()]).collect();
+    let sorted: Vec<Vec<String>> = sorted
+        .iter()
+        .map(|r| vec![r.partition.to_string(), r.offset.to_string()])
+        .collect();
     assert_eq!(rows(&session, sql).await, sorted);
 }
 
@@ -473,7 +555,10 @@ async fn a_table_with_delete_files_is_refused() {
     let table = world.loaded("orders").await;
     let deletes = DataFileBuilder::default()
         .content(DataContentType::PositionDeletes)
-        .file_path(format!("{}/data/deletes.parquet", table.metadata.location()))
+        .file_path(format!(
+            "{}/data/deletes.parquet",
+            table.metadata.location()
+        ))
         .file_format(DataFileFormat::Parquet)
         .partition(data[0].partition().clone())
         .record_count(1)
@@ -493,7 +578,16 @@ async fn a_table_without_a_snapshot_has_no_rows() {
     world.archive("orders").await;
     let session = world.session().await;
     assert_eq!(value(&session, "SELECT count(*) FROM orders").await, "0");
-    assert_eq!(value(&session, "SELECT max(\"offset\") FROM orders").await, "∅");
-    assert_eq!(value(&session, "SELECT count(*) FROM \"orders$ledger\"").await, "0");
-    assert_eq!(value(&session, "SELECT count(*) FROM \"orders$files\"").await, "0");
+    assert_eq!(
+        value(&session, "SELECT max(\"offset\") FROM orders").await,
+        "∅"
+    );
+    assert_eq!(
+        value(&session, "SELECT count(*) FROM \"orders$ledger\"").await,
+        "0"
+    );
+    assert_eq!(
+        value(&session, "SELECT count(*) FROM \"orders$files\"").await,
+        "0"
+    );
 }

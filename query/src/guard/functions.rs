@@ -20,10 +20,11 @@ use datafusion::logical_expr::{
 
 use crate::QueryError;
 
-/// Bytes of one string, or values of one list, that a function may make.
-const ONE_MAX: u64 = 1 << 20;
+/// Bytes of one string that a function may make, and items of one list: a constant may be repeated for all rows of a batch.
+const STRING_MAX: u64 = 64 << 10;
+const LIST_MAX: u64 = 16 << 10;
 /// The same of all rows of a batch together.
-const ALL_MAX: u64 = 1 << 28;
+const ALL_MAX: u64 = 1 << 26;
 
 /// How a function's result grows with its arguments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -76,18 +77,27 @@ impl std::hash::Hash for Bounded {
 
 impl Bounded {
     fn check(&self, args: &ScalarFunctionArgs) -> PlanResult<()> {
+        let one_max = match args.return_type() {
+            DataType::List(_) | DataType::LargeList(_) => LIST_MAX,
+            // what is replaced may be one's own long value: how long the outcome is, is not known before
+            _ if self.growth == Growth::Replaced => ALL_MAX,
+            _ => STRING_MAX,
+        };
         let (mut all, mut row) = (0_u64, 0);
         // constants are looked at once
-        let constant = args.args.iter().all(|arg| matches!(arg, ColumnarValue::Scalar(_)));
+        let constant = args
+            .args
+            .iter()
+            .all(|arg| matches!(arg, ColumnarValue::Scalar(_)));
         let rows = if constant { 1 } else { args.number_rows };
         let numbers = Numbers::of(&args.args)?;
         while row < rows {
             let one = self.growth.size(&args.args, &numbers, row);
             all = all.saturating_add(one);
-            if one > ONE_MAX || all > ALL_MAX {
+            if one > one_max || all > ALL_MAX {
                 return Err(QueryError::Limit(format!(
-                    "{}(…) would make a value of {one} bytes or items, which is too large: at most {ONE_MAX} each and {ALL_MAX} \
-                     in {} rows",
+                    "{}(…) would make a value of up to {one} bytes or items, which is too large: at most {one_max} each, and \
+                     {ALL_MAX} in a batch of {} rows; the table function generate_series makes rows instead",
                     self.inner.name(),
                     args.number_rows
                 ))
@@ -139,9 +149,9 @@ impl Numbers {
 fn length(arg: Option<&ColumnarValue>, row: usize) -> u64 {
     match arg {
         Some(ColumnarValue::Scalar(value)) => match value {
-            ScalarValue::Utf8(text) | ScalarValue::LargeUtf8(text) | ScalarValue::Utf8View(text) => {
-                text.as_ref().map_or(0, |text| text.len() as u64)
-            }
+            ScalarValue::Utf8(text)
+            | ScalarValue::LargeUtf8(text)
+            | ScalarValue::Utf8View(text) => text.as_ref().map_or(0, |text| text.len() as u64),
             ScalarValue::List(list) => in_array(list.as_ref(), 0),
             _ => 1,
         },
@@ -190,9 +200,7 @@ impl Growth {
                         .or_else(|| numbers.at(2, row))
                         .unwrap_or(1)
                         .unsigned_abs(),
-                    Some(ColumnarValue::Array(_)) => {
-                        numbers.at(2, row).unwrap_or(1).unsigned_abs()
-                    }
+                    Some(ColumnarValue::Array(_)) => numbers.at(2, row).unwrap_or(1).unsigned_abs(),
                 };
                 stop.abs_diff(start) / step.max(1)
             }

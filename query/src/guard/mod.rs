@@ -12,13 +12,15 @@
 mod dialect;
 mod functions;
 mod statement;
+mod windows;
 
-use datafusion::common::tree_node::TreeNodeRecursion;
-use datafusion::logical_expr::LogicalPlan;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::logical_expr::{Expr, LogicalPlan};
 
 pub(crate) use dialect::LakeDialect;
 pub(crate) use functions::bounded;
 pub(crate) use statement::{Asked, Named, Parsed, parse};
+pub(crate) use windows::CountWindows;
 
 use crate::QueryError;
 
@@ -30,6 +32,9 @@ pub(crate) fn check_plan(plan: &LogicalPlan) -> Result<(), QueryError> {
     let mut refused = None;
     let visited = plan.apply_with_subqueries(|node| {
         let what = match node {
+            LogicalPlan::Window(window) if window.window_expr.iter().any(collects) => {
+                "a list or a text of all rows for each row is as large as their square (GROUP BY and join it instead)"
+            }
             LogicalPlan::Projection(_)
             | LogicalPlan::Filter(_)
             | LogicalPlan::Window(_)
@@ -68,4 +73,17 @@ pub(crate) fn check_plan(plan: &LogicalPlan) -> Result<(), QueryError> {
             "the statement is refused, for {what}; {READ_ONLY}"
         ))),
     }
+}
+
+/// Whether a window gives each row a value that grows with the window.
+fn collects(expr: &Expr) -> bool {
+    let mut found = false;
+    let visited = expr.apply(|expr| {
+        if let Expr::WindowFunction(function) = expr {
+            let name = function.fun.name();
+            found |= matches!(name, "array_agg" | "string_agg" | "listagg");
+        }
+        Ok(TreeNodeRecursion::Continue)
+    });
+    found || visited.is_err()
 }

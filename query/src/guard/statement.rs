@@ -4,22 +4,24 @@ use std::ops::ControlFlow;
 
 use datafusion::sql::sqlparser::ast::{
     Expr, Ident, ObjectName, ObjectNamePart, Query, Select, SetExpr, ShowStatementFilterPosition,
-    ShowStatementInClause, ShowStatementOptions, Statement, TableAlias, TableFactor, VisitMut,
-    VisitorMut,
+    ShowStatementInClause, ShowStatementOptions, Statement, TableAlias, TableFactor, Value,
+    VisitMut, VisitorMut,
 };
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
 use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
 
 use super::{LakeDialect, READ_ONLY};
+use crate::QueryError;
 use crate::error::one_line;
 use crate::names::quoted;
 use crate::travel::{self, Given};
-use crate::QueryError;
 
 /// Bytes of a statement, at most.
 const BYTES_MAX: usize = 1 << 20;
 /// Tokens of a statement, white space not counted, at most.
 const TOKENS_MAX: usize = 100_000;
+/// Bytes of one text in a statement, at most: it may be repeated for all rows of a batch.
+const LITERAL_BYTES_MAX: usize = 64 << 10;
 /// How deep the parser goes into what is in parentheses, CASE, NOT and the like.
 const PARSER_DEPTH: usize = 256;
 /// How deep expressions may be nested: chains of operators are.
@@ -78,7 +80,9 @@ pub(crate) fn parse(sql: &str) -> Result<Asked, QueryError> {
     }
     let tokens = Tokenizer::new(&LakeDialect, sql)
         .tokenize_with_location()
-        .map_err(|error| QueryError::Syntax(format!("not SQL: {}", one_line(&error.to_string()))))?;
+        .map_err(|error| {
+            QueryError::Syntax(format!("not SQL: {}", one_line(&error.to_string())))
+        })?;
     let count = tokens
         .iter()
         .filter(|token| !matches!(token.token, Token::Whitespace(_)))
@@ -118,9 +122,10 @@ fn asked(statement: Statement) -> Result<Asked, QueryError> {
         Statement::ShowTables { show_options, .. } => shown_tables(show_options).map(Asked::Tables),
         Statement::ShowColumns { show_options, .. } => {
             let name = show_options.show_in.and_then(|shown| shown.parent_name);
-            name.map(|name| Asked::Columns(last_of(&name))).ok_or_else(|| {
-                QueryError::Syntax("SHOW COLUMNS needs a table: SHOW COLUMNS FROM t".to_owned())
-            })
+            name.map(|name| Asked::Columns(last_of(&name)))
+                .ok_or_else(|| {
+                    QueryError::Syntax("SHOW COLUMNS needs a table: SHOW COLUMNS FROM t".to_owned())
+                })
         }
         Statement::ExplainTable { table_name, .. } => Ok(Asked::Columns(last_of(&table_name))),
         Statement::Explain { ref statement, .. } if !matches!(**statement, Statement::Query(_)) => {
@@ -129,7 +134,11 @@ fn asked(statement: Statement) -> Result<Asked, QueryError> {
         Statement::Query(_) | Statement::Explain { .. } => query(statement).map(Asked::Query),
         other => {
             let text = other.to_string();
-            let verb = text.split_whitespace().next().unwrap_or_default().to_owned();
+            let verb = text
+                .split_whitespace()
+                .next()
+                .unwrap_or_default()
+                .to_owned();
             Err(refused(&verb))
         }
     }
@@ -141,7 +150,10 @@ fn refused(what: &str) -> QueryError {
 
 fn shown_tables(options: ShowStatementOptions) -> Result<Option<String>, QueryError> {
     use datafusion::sql::sqlparser::ast::ShowStatementFilter;
-    if options.show_in.is_some_and(|shown| shown.clause == ShowStatementInClause::IN) {
+    if options
+        .show_in
+        .is_some_and(|shown| shown.clause == ShowStatementInClause::IN)
+    {
         return Err(QueryError::Refused(
             "there is one namespace, the one of [catalog]: SHOW TABLES".to_owned(),
         ));
@@ -149,7 +161,8 @@ fn shown_tables(options: ShowStatementOptions) -> Result<Option<String>, QueryEr
     let filter = match options.filter_position {
         None => return Ok(None),
         Some(
-            ShowStatementFilterPosition::Infix(filter) | ShowStatementFilterPosition::Suffix(filter),
+            ShowStatementFilterPosition::Infix(filter)
+            | ShowStatementFilterPosition::Suffix(filter),
         ) => filter,
     };
     match filter {
@@ -250,6 +263,20 @@ impl VisitorMut for Walk {
     fn post_visit_expr(&mut self, _: &mut Expr) -> ControlFlow<QueryError> {
         self.exprs -= 1;
         ControlFlow::Continue(())
+    }
+
+    fn pre_visit_value(&mut self, value: &mut Value) -> ControlFlow<QueryError> {
+        match value {
+            Value::SingleQuotedString(text) | Value::DoubleQuotedString(text)
+                if text.len() > LITERAL_BYTES_MAX =>
+            {
+                ControlFlow::Break(QueryError::Limit(format!(
+                    "a text of the statement has {} bytes, more than {LITERAL_BYTES_MAX}: put it into a file and name it with --table",
+                    text.len()
+                )))
+            }
+            _ => ControlFlow::Continue(()),
+        }
     }
 
     fn pre_visit_table_factor(&mut self, factor: &mut TableFactor) -> ControlFlow<QueryError> {
@@ -384,7 +411,9 @@ impl Walk {
     ) -> Result<(), QueryError> {
         let mut parts = Vec::with_capacity(name.0.len());
         for part in &name.0 {
-            let ident = part.as_ident().ok_or_else(|| refused("a function as a table's name"))?;
+            let ident = part
+                .as_ident()
+                .ok_or_else(|| refused("a function as a table's name"))?;
             parts.push(ident.clone());
         }
         let Some(last) = parts.pop() else {
@@ -462,7 +491,9 @@ mod tests {
             "WITH x AS (SELECT * FROM Orders) SELECT * FROM x JOIN \"orders$files\" f ON true JOIN orders o ON true",
         );
         let names: Vec<&str> = found.iter().map(|t| t.name.as_str()).collect();
-        assert!(names.contains(&"orders") && names.contains(&"x") && names.contains(&"orders$files"));
+        assert!(
+            names.contains(&"orders") && names.contains(&"x") && names.contains(&"orders$files")
+        );
         assert_eq!(names.len(), 3);
     }
 

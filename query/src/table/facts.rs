@@ -78,7 +78,10 @@ impl Facts<'_> {
 
     /// The same of all files together: exact where every file's is.
     pub(crate) fn total(&self, files: &[&LiveFile]) -> Statistics {
-        let all = files.iter().map(|f| f.planned.rows).fold(0, u64::saturating_add);
+        let all = files
+            .iter()
+            .map(|f| f.planned.rows)
+            .fold(0, u64::saturating_add);
         let filled: Vec<&&LiveFile> = files.iter().filter(|f| f.planned.rows > 0).collect();
         let column_statistics = (0..self.columns.ids.len())
             .map(|place| {
@@ -118,13 +121,24 @@ impl Range {
         let bounds = match (self.bounds, other.bounds) {
             (None, bounds) | (bounds, None) => bounds,
             (Some((low, high)), Some((lower, higher))) => Some((
-                if lower.partial_cmp(&low)?.is_lt() { lower } else { low },
-                if higher.partial_cmp(&high)?.is_gt() { higher } else { high },
+                if lower.partial_cmp(&low)?.is_lt() {
+                    lower
+                } else {
+                    low
+                },
+                if higher.partial_cmp(&high)?.is_gt() {
+                    higher
+                } else {
+                    high
+                },
             )),
         };
         Some(Self {
             bounds,
-            nulls: self.nulls.zip(other.nulls).map(|(a, b)| a.saturating_add(b)),
+            nulls: self
+                .nulls
+                .zip(other.nulls)
+                .map(|(a, b)| a.saturating_add(b)),
             exact: self.exact && other.exact,
         })
     }
@@ -320,16 +334,25 @@ mod tests {
 
     #[test]
     fn own_files_have_a_bare_uuid_for_a_name() {
-        assert!(is_own("s3://b/t/data/archived_at_day=2026-01-01/0194e1c0-0000-7000-8000-00000000000a.parquet"));
-        assert!(!is_own("s3://b/t/data/00000-0-0194e1c0-0000-7000-8000-00000000000a-0-00001.parquet"));
-        assert!(!is_own("s3://b/t/data/0194e1c0-0000-7000-8000-00000000000a.orc"));
+        assert!(is_own(
+            "s3://b/t/data/archived_at_day=2026-01-01/0194e1c0-0000-7000-8000-00000000000a.parquet"
+        ));
+        assert!(!is_own(
+            "s3://b/t/data/00000-0-0194e1c0-0000-7000-8000-00000000000a-0-00001.parquet"
+        ));
+        assert!(!is_own(
+            "s3://b/t/data/0194e1c0-0000-7000-8000-00000000000a.orc"
+        ));
         assert!(!is_own("zzzzzzzz-0000-7000-8000-00000000000a.parquet"));
     }
 
     #[test]
     fn ranges_add_up_and_stay_exact_only_together() {
         let range = |low: i64, high: i64, nulls, exact| Range {
-            bounds: Some((ScalarValue::Int64(Some(low)), ScalarValue::Int64(Some(high)))),
+            bounds: Some((
+                ScalarValue::Int64(Some(low)),
+                ScalarValue::Int64(Some(high)),
+            )),
             nulls,
             exact,
         };
@@ -337,7 +360,11 @@ mod tests {
         assert_eq!(sum, Some(range(3, 9, Some(3), true)));
         let sum = range(5, 9, Some(1), true).and(range(3, 10, None, false));
         assert_eq!(sum, Some(range(3, 10, None, false)));
-        let empty = Range { bounds: None, nulls: Some(4), exact: true };
+        let empty = Range {
+            bounds: None,
+            nulls: Some(4),
+            exact: true,
+        };
         let sum = empty.and(range(1, 2, Some(0), true));
         assert_eq!(sum, Some(range(1, 2, Some(4), true)));
     }

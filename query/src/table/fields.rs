@@ -52,7 +52,11 @@ impl Columns {
 
     /// What finds these columns in files.
     pub(crate) fn adapter(&self) -> Arc<dyn PhysicalExprAdapterFactory> {
-        let names = self.schema.fields().iter().map(|field| field.name().clone());
+        let names = self
+            .schema
+            .fields()
+            .iter()
+            .map(|field| field.name().clone());
         Arc::new(ById {
             names: self.ids.iter().copied().zip(names).collect(),
         })
@@ -107,8 +111,8 @@ impl PhysicalExprAdapterFactory for ById {
         physical_file_schema: SchemaRef,
     ) -> PlanResult<Arc<dyn PhysicalExprAdapter>> {
         let renamed = renamed(&physical_file_schema, &self.names)?;
-        let inner = DefaultPhysicalExprAdapterFactory
-            .create(logical_file_schema, Arc::new(renamed))?;
+        let inner =
+            DefaultPhysicalExprAdapterFactory.create(logical_file_schema, Arc::new(renamed))?;
         Ok(Arc::new(Renamed {
             inner,
             file: physical_file_schema,
@@ -196,7 +200,9 @@ mod tests {
             Field::new("a", DataType::Int64, true),
             Field::new("b", DataType::Int64, true),
         ]));
-        let adapter = ById { names: names() }.create(table, Arc::new(file)).unwrap();
+        let adapter = ById { names: names() }
+            .create(table, Arc::new(file))
+            .unwrap();
         let rewritten = adapter.rewrite(Arc::new(Column::new("b", 1))).unwrap();
         let column = rewritten.as_any().downcast_ref::<Column>().unwrap();
         assert_eq!((column.name(), column.index()), ("old", 1));

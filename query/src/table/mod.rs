@@ -9,12 +9,14 @@
 //! - [`facts`]: what manifests say, and how exact it is
 //! - [`fields`]: columns by field id
 //! - [`reader`]: footers and column chunks, checked
+//! - [`source`]: which filters go into the Parquet source
 //! - [`order`]: `ORDER BY partition, offset` without a sort
 
 mod facts;
 mod fields;
 mod order;
 mod reader;
+mod source;
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -50,6 +52,7 @@ use crate::Progress;
 use facts::{Facts, Prunable};
 use order::Sorted;
 use reader::Reader;
+use source::LakeSource;
 
 /// Under which all tables' files are known to DataFusion; nothing is ever fetched from there.
 pub(crate) const STORE: &str = "everlog-lake://";
@@ -182,7 +185,10 @@ impl TableProvider for LakeTable {
             return Ok(Arc::new(EmptyExec::new(schema)));
         }
         let facts = self.facts();
-        let progress = state.config().get_extension::<Progress>().unwrap_or_default();
+        let progress = state
+            .config()
+            .get_extension::<Progress>()
+            .unwrap_or_default();
         let mut known = HashMap::with_capacity(files.len());
         let mut parts = Vec::with_capacity(files.len());
         for (number, file) in files.iter().enumerate() {
@@ -219,7 +225,8 @@ impl TableProvider for LakeTable {
             .with_parquet_file_reader_factory(Arc::new(reader));
         counted.watch(source.metrics().clone());
         let groups = balanced(parts, state.config().target_partitions());
-        let config = FileScanConfigBuilder::new(ObjectStoreUrl::parse(STORE)?, Arc::new(source))
+        let store = ObjectStoreUrl::parse(STORE)?;
+        let config = FileScanConfigBuilder::new(store, LakeSource::over(Arc::new(source)))
             .with_file_groups(groups)
             .with_statistics(facts.total(&files))
             .with_projection_indices(projection.cloned())?

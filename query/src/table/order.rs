@@ -10,9 +10,7 @@ use std::sync::Arc;
 use datafusion::common::Result as PlanResult;
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode};
-use datafusion::datasource::physical_plan::{
-    FileGroup, FileScanConfig, FileScanConfigBuilder,
-};
+use datafusion::datasource::physical_plan::{FileGroup, FileScanConfig, FileScanConfigBuilder};
 use datafusion::datasource::source::DataSourceExec;
 use datafusion::physical_expr::expressions::Column;
 use datafusion::physical_expr::{LexOrdering, PhysicalSortExpr};
@@ -103,7 +101,9 @@ fn chained(config: &FileScanConfig) -> Option<FileScanConfig> {
     files.sort_by_key(|(key, _)| *key);
     let one_era = {
         let first = files.first()?.0.first.0;
-        files.iter().all(|(key, _)| key.first.0 == first && key.last.0 == first)
+        files
+            .iter()
+            .all(|(key, _)| key.first.0 == first && key.last.0 == first)
     };
     let mut chains: Vec<(Key, Vec<_>)> = Vec::new();
     for (key, file) in files {
@@ -119,10 +119,14 @@ fn chained(config: &FileScanConfig) -> Option<FileScanConfig> {
     let schema = config.file_schema();
     let ascending = |place: usize| {
         let column = Column::new(schema.field(place).name(), place);
-        PhysicalSortExpr::new_default(Arc::new(column)).asc().nulls_last()
+        PhysicalSortExpr::new_default(Arc::new(column))
+            .asc()
+            .nulls_last()
     };
     let mut orders = Vec::new();
-    orders.extend(LexOrdering::new([generation, partition, offset].map(ascending)));
+    orders.extend(LexOrdering::new(
+        [generation, partition, offset].map(ascending),
+    ));
     if one_era {
         orders.extend(LexOrdering::new([partition, offset].map(ascending)));
     }

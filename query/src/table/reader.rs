@@ -247,11 +247,7 @@ impl FileReader {
 
     async fn ranges(&mut self, ranges: Vec<Range<u64>>) -> Result<Vec<Bytes>, ParquetError> {
         let footer = self.footer().await?;
-        let (storage, path, asked) = (
-            self.storage.clone(),
-            self.file.path.clone(),
-            ranges.clone(),
-        );
+        let (storage, path, asked) = (self.storage.clone(), self.file.path.clone(), ranges.clone());
         let fetched = on(&self.io, &self.file, async move {
             let fetched = storage.get_ranges(&path, &asked).await;
             fetched.map_err(|source| ScanError::Storage { path, source })

@@ -29,6 +29,9 @@ const NAMES_MAX: usize = 100;
 /// Columns; more fields are not told.
 const COLUMNS_MAX: usize = 1_000;
 
+/// Places in all; what is found beyond them is not looked into, so that no sample takes much memory.
+const PLACES_MAX: usize = 2_000;
+
 /// Doubles hold every whole number up to this one.
 const EXACT_IN_DOUBLE: u64 = 1 << 53;
 
@@ -38,6 +41,8 @@ const PRECISIONS: [Precision; 3] = [Precision::Millis, Precision::Micros, Precis
 #[derive(Debug, Default)]
 pub struct Inference {
     objects: Objects,
+    /// Places that are known.
+    places: usize,
     scratch: Vec<u8>,
 }
 
@@ -89,7 +94,7 @@ impl Default for Texts {
 struct Objects {
     count: u64,
     fields: Vec<(String, Shape)>,
-    places: HashMap<String, usize>,
+    by_name: HashMap<String, usize>,
     /// There were more names than are kept.
     is_full: bool,
 }
@@ -106,7 +111,8 @@ impl Inference {
         let mut scratch = std::mem::take(&mut self.scratch);
         let added = check(value, &mut scratch).and_then(|()| {
             let mut reader = Reader::of_object(value, &mut scratch)?;
-            self.objects.add(&mut reader, 0, COLUMNS_MAX)
+            self.objects
+                .add(&mut reader, 0, COLUMNS_MAX, &mut self.places)
         });
         self.scratch = scratch;
         added.map_err(|fault| fault.to_string())
@@ -137,6 +143,7 @@ impl Objects {
         reader: &mut Reader<'_>,
         depth: usize,
         names_max: usize,
+        places: &mut usize,
     ) -> Result<(), Fault> {
         self.count += 1;
         if reader.is_empty(b'}') {
@@ -149,8 +156,8 @@ impl Objects {
                 Text::Escaped => String::from_utf8_lossy(reader.scratch()).into_owned(),
             };
             reader.sign(b':', "':'")?;
-            match self.field(name, names_max) {
-                Some(field) => field.add(reader, depth)?,
+            match self.field(name, names_max, places) {
+                Some(field) => field.add(reader, depth, places)?,
                 None => reader.skip()?,
             }
             if !reader.another(b'}', "',' or '}'")? {
@@ -159,16 +166,17 @@ impl Objects {
         }
     }
 
-    fn field(&mut self, name: String, names_max: usize) -> Option<&mut Shape> {
-        let at = match self.places.get(&name) {
+    fn field(&mut self, name: String, names_max: usize, places: &mut usize) -> Option<&mut Shape> {
+        let at = match self.by_name.get(&name) {
             Some(at) => *at,
-            None if self.fields.len() >= names_max => {
+            None if self.fields.len() >= names_max || *places >= PLACES_MAX => {
                 self.is_full = true;
                 return None;
             }
             None => {
+                *places += 1;
                 let at = self.fields.len();
-                self.places.insert(name.clone(), at);
+                self.by_name.insert(name.clone(), at);
                 self.fields.push((name, Shape::default()));
                 at
             }
@@ -194,7 +202,12 @@ impl Objects {
 
 impl Shape {
     /// One more value.
-    fn add(&mut self, reader: &mut Reader<'_>, depth: usize) -> Result<(), Fault> {
+    fn add(
+        &mut self,
+        reader: &mut Reader<'_>,
+        depth: usize,
+        places: &mut usize,
+    ) -> Result<(), Fault> {
         reader.space();
         match reader.byte() {
             Some(b'n') => {
@@ -225,7 +238,7 @@ impl Shape {
                 }
                 let items = self.items.get_or_insert_default();
                 loop {
-                    items.add(reader, depth + 1)?;
+                    items.add(reader, depth + 1, places)?;
                     if !reader.another(b']', "',' or ']'")? {
                         return Ok(());
                     }
@@ -233,7 +246,7 @@ impl Shape {
             }
             Some(b'{') => {
                 reader.past_byte();
-                self.objects.add(reader, depth + 1, NAMES_MAX)
+                self.objects.add(reader, depth + 1, NAMES_MAX, places)
             }
             _ => {
                 let number = reader.skipped()?;

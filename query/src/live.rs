@@ -227,6 +227,15 @@ impl Tail {
         stream.await.map_err(QueryError::Live)
     }
 
+    /// Tells of recorded gaps that were passed, behind those that were `told` of; says how many there are.
+    fn tell_gaps(&self, passed: &[Gap], told: usize) -> usize {
+        let new = passed.get(told..).unwrap_or_default();
+        for gap in new.iter().filter(|gap| !self.gaps.contains(gap)) {
+            tracing::warn!(topic = %self.topic, %gap, "gap passed");
+        }
+        passed.len()
+    }
+
     /// The part of a batch that is before the query's end; none where nothing is.
     fn cut(&self, mut batch: EventBatch) -> Option<EventBatch> {
         let stops = self.stops.get()?;
@@ -353,13 +362,9 @@ impl ExecutionPlan for TailExec {
             let mut events = tail.open(memory_bytes).await?;
             // the first scan that is open says where all of them end
             let _first = tail.stops.get_or_init(|| events.stops().clone());
-            let mut gaps = 0;
+            let mut told = 0;
             while let Some(batch) = events.next().await.map_err(QueryError::Live)? {
-                let passed = events.gaps_passed().get(gaps..).unwrap_or_default();
-                for gap in passed.iter().filter(|gap| !tail.gaps.contains(gap)) {
-                    tracing::warn!(topic = %tail.topic, %gap, "gap passed");
-                }
-                gaps = events.gaps_passed().len();
+                told = tail.tell_gaps(events.gaps_passed(), told);
                 let Some(batch) = tail.cut(batch) else {
                     continue;
                 };
@@ -376,6 +381,7 @@ impl ExecutionPlan for TailExec {
                     }
                 }
             }
+            tail.tell_gaps(events.gaps_passed(), told);
             events.close().await;
             Ok(())
         };

@@ -14,7 +14,7 @@
 
 use std::any::Any;
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use arrow_array::{ArrayRef, RecordBatch, RecordBatchOptions, new_null_array};
 use arrow_schema::{Field, Schema, SchemaRef};
@@ -40,6 +40,7 @@ use everlog_table::codec::{RowContext, encode};
 use everlog_table::schema::{Column, ColumnMap};
 use everlog_table::snapshot::LeaseMode;
 use tokio::runtime::Handle;
+use tokio::sync::OnceCell;
 
 use crate::table::LakeTable;
 use crate::{Lake, Progress, QueryError};
@@ -94,7 +95,7 @@ pub(crate) async fn over(
         incarnation: Incarnation::newest(&ledger),
         gaps: ledger.gaps,
         columns,
-        stops: OnceLock::new(),
+        stops: OnceCell::new(),
         progress,
         io: table.io.clone(),
     };
@@ -206,7 +207,7 @@ struct Tail {
     gaps: Vec<Gap>,
     columns: ColumnMap,
     /// Where the query's first scan ends, and every other one with it.
-    stops: OnceLock<Stops>,
+    stops: OnceCell<Stops>,
     progress: Arc<Progress>,
     /// Where requests are made: queries have threads that compute alone.
     io: Handle,
@@ -225,6 +226,22 @@ impl Tail {
         };
         let stream = EventStream::open(request, self.components.clone());
         stream.await.map_err(QueryError::Live)
+    }
+
+    /// Opens the replay. The first one says where all end: others are opened after it, so that they reach as far.
+    async fn events(&self, memory_bytes: usize) -> Result<EventStream, QueryError> {
+        let mut first = None;
+        let opened = self.stops.get_or_try_init(|| async {
+            let events = self.open(memory_bytes).await?;
+            let stops = events.stops().clone();
+            first = Some(events);
+            Ok::<_, QueryError>(stops)
+        });
+        opened.await?;
+        match first {
+            Some(events) => Ok(events),
+            None => self.open(memory_bytes).await,
+        }
     }
 
     /// Tells of recorded gaps that were passed, behind those that were `told` of; says how many there are.
@@ -359,9 +376,7 @@ impl ExecutionPlan for TailExec {
         let io = tail.io.clone();
         let reading = async move {
             let _held = held;
-            let mut events = tail.open(memory_bytes).await?;
-            // the first scan that is open says where all of them end
-            let _first = tail.stops.get_or_init(|| events.stops().clone());
+            let mut events = tail.events(memory_bytes).await?;
             let mut told = 0;
             while let Some(batch) = events.next().await.map_err(QueryError::Live)? {
                 told = tail.tell_gaps(events.gaps_passed(), told);

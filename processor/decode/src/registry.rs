@@ -26,14 +26,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrow_array::BinaryArray;
 use everlog_common::{Clock, EventColumns, Ids};
 use futures::{StreamExt as _, TryStreamExt as _};
 
 use self::answer::{Found, Judged, Listed, Reply, Subject};
 use self::cache::{Cache, Kept};
 use self::client::{Client, Got};
-use crate::{Decoder, RegisteredSchema, SchemaId, ValueReader};
+use crate::{Decoder, RegisteredSchema, SchemaId};
 
 /// Requests under way at once.
 const CONCURRENT: usize = 8;
@@ -237,20 +236,8 @@ impl Registry {
         Ok(())
     }
 
-    /// Tells the reader of every schema that it needs for these values.
-    pub async fn teach_reader(
-        &self,
-        reader: &mut ValueReader,
-        values: &BinaryArray,
-    ) -> Result<(), RegistryError> {
-        for (id, answer) in self.schemas(reader.unlearned(values)).await? {
-            reader.learn(id, answer.as_ref().map_err(String::as_str));
-        }
-        Ok(())
-    }
-
     /// The schemas of numbers, or why there is none, in their order.
-    async fn schemas(
+    pub async fn schemas(
         &self,
         ids: Vec<SchemaId>,
     ) -> Result<Vec<(SchemaId, Result<RegisteredSchema, String>)>, RegistryError> {

@@ -20,10 +20,10 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{
     DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties as _, PlanProperties,
 };
-use everlog_decode::registry::Registry;
 use everlog_decode::{DecodeError, SchemaError, ValueFormat, ValueReader};
 use futures::StreamExt as _;
 
+use super::asking::Asking;
 use crate::QueryError;
 use crate::error::chain;
 
@@ -39,7 +39,7 @@ pub(super) struct Decoding {
     /// Whether what is wrong goes out behind them.
     pub(super) errors: bool,
     /// Where schemas come from.
-    pub(super) registry: Option<Arc<Registry>>,
+    pub(super) registry: Option<Asking>,
 }
 
 /// Decodes the last column of its input, and gives the others as they are before what it decoded.
@@ -194,7 +194,7 @@ struct Decoder {
     /// What is left of a batch.
     rest: Option<RecordBatch>,
     reader: ValueReader,
-    registry: Option<Arc<Registry>>,
+    registry: Option<Asking>,
     schema: SchemaRef,
     metrics: BaselineMetrics,
 }
@@ -221,10 +221,13 @@ impl Decoder {
         };
         let values = values_of(&batch)?;
         if let Some(registry) = &self.registry {
-            registry
-                .teach_reader(&mut self.reader, values)
-                .await
-                .map_err(|error| QueryError::Failed(chain(&error)))?;
+            let unlearned = self.reader.unlearned(values);
+            if !unlearned.is_empty() {
+                for (id, answer) in registry.schemas(unlearned).await? {
+                    let answer = answer.as_ref().map_err(String::as_str);
+                    self.reader.learn(id, answer);
+                }
+            }
         }
         let timer = self.metrics.elapsed_compute().timer();
         let read = self.reader.read(values).map_err(of_decoding)?;

@@ -8,6 +8,7 @@
 //!
 //! - [`TopicValues`]: what the configuration and the registry say of topics; the [`Values`] of a session
 //! - `columns`: what the view's columns are and are called
+//! - `asking`: requests to the registry
 //! - `view`, `exec`: the view as a table of DataFusion's, and the plan that decodes
 //!
 //! Guarantees
@@ -17,6 +18,7 @@
 //!
 //! A table of the namespace that is itself called `NAME_v` goes before the view.
 
+mod asking;
 mod columns;
 mod exec;
 mod topics;

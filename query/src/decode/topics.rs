@@ -6,14 +6,14 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use datafusion::catalog::TableProvider;
 use everlog_common::TopicName;
-use everlog_decode::registry::{Registry, RegistryError};
+use everlog_decode::registry::Registry;
 use everlog_decode::{Columns, RegisteredSchema, SchemaId, ValueFormat};
 use tokio::sync::OnceCell;
 
+use super::asking::Asking;
 use super::view::DecodedTable;
 use super::{ValueView, Values};
 use crate::QueryError;
-use crate::error::chain;
 
 /// Which schema of a subject values are read by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -49,7 +49,7 @@ pub enum TopicFormat {
 #[derive(Debug)]
 pub struct TopicValues {
     declared: BTreeMap<TopicName, Arc<View>>,
-    registry: Option<Arc<Registry>>,
+    registry: Option<Asking>,
     found: OnceCell<Found>,
 }
 
@@ -64,17 +64,19 @@ struct Found {
 struct View {
     topic: TopicName,
     format: TopicFormat,
-    registry: Option<Arc<Registry>>,
+    registry: Option<Asking>,
     /// As it was when it was first asked for: the columns of a session's tables do not change while it lasts.
     resolved: OnceCell<ValueFormat>,
 }
 
 impl TopicValues {
-    /// These topics; of the others those whose subject, `TOPIC-value`, the registry has.
+    /// These topics; of the others those whose subject, `TOPIC-value`, the registry has. It is asked from the runtime in which
+    /// this is called.
     pub fn new(
         declared: impl IntoIterator<Item = (TopicName, TopicFormat)>,
         registry: Option<Arc<Registry>>,
     ) -> Self {
+        let registry = registry.map(Asking::new);
         let declared = declared
             .into_iter()
             .map(|(topic, format)| {
@@ -137,12 +139,12 @@ impl Values for TopicValues {
             return Ok(());
         };
         let found = self.found.get_or_try_init(|| async {
-            Ok::<_, RegistryError>(Found {
+            Ok::<_, QueryError>(Found {
                 subjects: registry.subjects().await?.into_iter().collect(),
                 views: std::sync::Mutex::default(),
             })
         });
-        found.await.map(|_| ()).map_err(|error| of_registry(&error))
+        found.await.map(|_| ())
     }
 
     fn of(&self, topic: &TopicName) -> Option<Arc<dyn ValueView>> {
@@ -151,7 +153,7 @@ impl Values for TopicValues {
 }
 
 impl View {
-    fn new(topic: &TopicName, format: TopicFormat, registry: Option<Arc<Registry>>) -> Self {
+    fn new(topic: &TopicName, format: TopicFormat, registry: Option<Asking>) -> Self {
         let is_avro = matches!(format, TopicFormat::Avro { .. });
         Self {
             topic: topic.clone(),
@@ -194,36 +196,30 @@ impl View {
 
 /// The schema that values are read by.
 async fn reader(
-    registry: &Registry,
+    registry: &Asking,
     subject: &str,
     choice: SchemaChoice,
 ) -> Result<RegisteredSchema, QueryError> {
     let missing = |what: String| {
-        Err(QueryError::Invalid(format!(
+        QueryError::Invalid(format!(
             "the registry has no {what}: set `subject` or `schema` in [decode], or declare `columns`"
-        )))
+        ))
     };
-    let of = |error: RegistryError| of_registry(&error);
     match choice {
-        SchemaChoice::Newest => match registry.newest(subject).await.map_err(of)? {
+        SchemaChoice::Newest => match registry.newest(subject).await? {
             Some(newest) => Ok(newest.schema),
-            None => missing(format!("subject {subject}")),
+            None => Err(missing(format!("subject {subject}"))),
         },
-        SchemaChoice::Version(version) => {
-            match registry.version(subject, version).await.map_err(of)? {
-                Some(found) => Ok(found.schema),
-                None => missing(format!("version {version} of subject {subject}")),
-            }
-        }
-        SchemaChoice::Id(id) => match registry.schema(id).await.map_err(of)? {
-            Ok(schema) => Ok(schema),
-            Err(why) => missing(format!("schema {id} ({why})")),
+        SchemaChoice::Version(version) => match registry.version(subject, version).await? {
+            Some(found) => Ok(found.schema),
+            None => Err(missing(format!("version {version} of subject {subject}"))),
+        },
+        SchemaChoice::Id(id) => match registry.schemas(vec![id]).await?.pop() {
+            Some((_, Ok(schema))) => Ok(schema),
+            Some((_, Err(why))) => Err(missing(format!("schema {id} ({why})"))),
+            None => Err(missing(format!("schema {id}"))),
         },
     }
-}
-
-fn of_registry(error: &RegistryError) -> QueryError {
-    QueryError::Failed(chain(error))
 }
 
 #[async_trait]

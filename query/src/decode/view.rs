@@ -14,8 +14,8 @@ use datafusion::physical_expr::expressions::Column as PhysicalColumn;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::projection::ProjectionExec;
 use everlog_decode::ValueFormat;
-use everlog_decode::registry::Registry;
 
+use super::asking::Asking;
 use super::columns::{Source, ViewColumns};
 use super::exec::{DecodeExec, Decoding};
 use crate::QueryError;
@@ -26,14 +26,14 @@ pub(super) struct DecodedTable {
     table: Arc<dyn TableProvider>,
     columns: ViewColumns,
     format: ValueFormat,
-    registry: Option<Arc<Registry>>,
+    registry: Option<Asking>,
 }
 
 impl DecodedTable {
     pub(super) fn new(
         table: Arc<dyn TableProvider>,
         format: ValueFormat,
-        registry: Option<Arc<Registry>>,
+        registry: Option<Asking>,
     ) -> std::result::Result<Self, QueryError> {
         let decoded = format
             .columns()

@@ -12,6 +12,9 @@ use parquet::errors::ParquetError;
 use crate::QueryError;
 use crate::error::{chain, one_line};
 
+/// How an error begins that may come of a column's type.
+pub(crate) const DOES_NOT_FIT: &str = "the statement does not fit";
+
 impl QueryError {
     /// What an error of DataFusion's means: the error of ours that is in it, where there is one.
     pub fn of(error: DataFusionError) -> Self {
@@ -61,7 +64,7 @@ fn of_shared(error: &DataFusionError) -> QueryError {
             QueryError::Syntax(format!("not SQL: {}", one_line(&inner.to_string())))
         }
         DataFusionError::Plan(what) => {
-            QueryError::Invalid(format!("the statement does not fit: {}", one_line(what)))
+            QueryError::Invalid(format!("{DOES_NOT_FIT}: {}", one_line(what)))
         }
         DataFusionError::NotImplemented(what) => {
             QueryError::Invalid(format!("not supported: {}", one_line(what)))

@@ -18,7 +18,8 @@
 //! - Read only: a statement that would change anything, read a file that was not named, or reach the network is refused.
 //! - One query sees one snapshot of each table, whatever is committed meanwhile; a table at two times is two snapshots.
 //! - What metadata says exactly is answered from metadata, and only that: bounds of files that everlog wrote.
-//! - A corrupt file is an error, never other rows.
+//! - A corrupt file of an archive is an error, never other rows. (Files of jobs and of other engines have checksums of their
+//!   pages, and none of what lies between.)
 //! - Memory, disk, time and nesting are bounded.
 //!
 //! Not promised: that a query which runs for longer than the hour for which expiry leaves files alone ends well on an

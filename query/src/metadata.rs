@@ -402,11 +402,11 @@ fn files(
     let orders: Int32Array = all.iter().map(|f| f.sort_order_id()).collect();
     let failed = |error: arrow_schema::ArrowError| QueryError::Failed(error.to_string());
     let numbers = |pick: &dyn Fn(usize) -> HashMap<i32, u64>| -> Result<ArrayRef, QueryError> {
-        let mut map = MapBuilder::new(Some(names()), Int32Builder::new(), Int64Builder::new());
+        let mut map = MapBuilder::new(Some(names()), Int64Builder::new(), Int64Builder::new());
         for place in 0..all.len() {
             let sorted: BTreeMap<i32, u64> = pick(place).into_iter().collect();
             for (id, number) in sorted {
-                map.keys().append_value(id);
+                map.keys().append_value(i64::from(id));
                 map.values()
                     .append_value(i64::try_from(number).unwrap_or(i64::MAX));
             }
@@ -415,7 +415,7 @@ fn files(
         Ok(Arc::new(map.finish()))
     };
     let bounds = |lower: bool| -> Result<ArrayRef, QueryError> {
-        let mut map = MapBuilder::new(Some(names()), Int32Builder::new(), StringBuilder::new());
+        let mut map = MapBuilder::new(Some(names()), Int64Builder::new(), StringBuilder::new());
         for file in &all {
             let bounds = if lower {
                 file.lower_bounds()
@@ -424,7 +424,7 @@ fn files(
             };
             let sorted: BTreeMap<_, _> = bounds.iter().collect();
             for (id, bound) in sorted {
-                map.keys().append_value(*id);
+                map.keys().append_value(i64::from(*id));
                 let text = bound.to_string();
                 let text = text
                     .strip_prefix('"')

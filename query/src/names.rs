@@ -128,7 +128,7 @@ pub fn quoted(name: &str) -> String {
 /// The names most like one that is not there, the likest first; three at most.
 pub(crate) fn nearest<'a>(wanted: &str, names: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
     /// Less alike than this is no help.
-    const ALIKE: f64 = 0.55;
+    const ALIKE: f64 = 0.7;
     let wanted = wanted.to_lowercase();
     let mut scored: Vec<(f64, &str)> = names
         .into_iter()

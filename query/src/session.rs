@@ -37,6 +37,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::catalog::{Tables, Wanted};
+use crate::failure::DOES_NOT_FIT;
 use crate::guard::{self, Asked, Named, Parsed};
 use crate::names::{self, quoted};
 use crate::table::{LakeOrder, STORE};
@@ -760,7 +761,7 @@ impl Hints {
                 };
                 QueryError::UnknownColumn(format!("there is no column {wanted}; {hint}"))
             }
-            QueryError::Invalid(what) => {
+            QueryError::Invalid(what) if what.starts_with(DOES_NOT_FIT) => {
                 let used: Vec<String> = self
                     .columns
                     .iter()

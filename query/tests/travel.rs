@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use arrow_array::{Int64Array, RecordBatch, StringArray};
 use arrow_schema::{DataType, Field, Schema};
-use everlog_common::{Clock, Millis};
+use everlog_common::Millis;
 use everlog_query::{AsOf, QueryError, SessionOptions, TableKind};
 use everlog_table::job::{
     CommitEpoch, JobOutcome, JobPartitioning, JobRows, JobTable, JobTableSpec, Marker,
@@ -21,8 +21,10 @@ async fn world() -> (World, Vec<(i64, Millis)>) {
     let mut snapshots = Vec::new();
     for commit in 0..3 {
         let records: Vec<Record> = (0..10).map(|n| Record::new(0, commit * 10 + n)).collect();
-        let at = world.clock.now();
-        snapshots.push((world.append("orders", &records).await, at));
+        let id = world.append("orders", &records).await;
+        let table = world.loaded("orders").await;
+        let snapshot = table.metadata.snapshot_by_id(id).expect("a snapshot");
+        snapshots.push((id, Millis(snapshot.timestamp_ms())));
     }
     (world, snapshots)
 }
@@ -48,7 +50,7 @@ async fn every_way_to_name_a_moment_finds_its_snapshot() {
         "FOR VERSION AS OF 'audit-1'".to_owned(),
         "VERSION AS OF 'audit-1'".to_owned(),
         format!("FOR TIMESTAMP AS OF TIMESTAMP '{time}'"),
-        format!("FOR TIMESTAMP AS OF TIMESTAMP '{time}' + INTERVAL '59 seconds'"),
+        format!("FOR TIMESTAMP AS OF TIMESTAMP '{time}' + INTERVAL '4 seconds'"),
         format!("TIMESTAMP AS OF '{time}'"),
         format!("TIMESTAMP AS OF '{iso}Z'"),
         format!("for system_time /* then */ as of '{iso}+00:00'"),
@@ -164,7 +166,7 @@ async fn a_moment_that_is_not_there_is_an_error_that_names_the_nearest() {
         "{what}"
     );
     let what = no(error(&session, "SELECT 1 FROM orders VERSION AS OF 'audit1'").await);
-    assert!(what.contains("did you mean \"audit-1\"?"), "{what}");
+    assert!(what.contains("did you mean \"audit-1\""), "{what}");
     for (sql, part) in [
         (
             "SELECT 1 FROM orders FOR TIMESTAMP AS OF 'yesterday'",
@@ -408,7 +410,7 @@ async fn epoch(world: &World, version: &str, number: u64, from: u64, to: u64) ->
         matches!(outcome, JobOutcome::Committed { .. }),
         "{outcome:?}"
     );
-    world.clock.advance(std::time::Duration::from_secs(60));
+    world.clock.advance(std::time::Duration::from_secs(5));
     table
 }
 

@@ -40,7 +40,7 @@ pub async fn read_plain_footer(
     let footer = fetch(storage, file).await?;
     let planned = file.clone();
     parsed(file, move || {
-        let (parquet, marks) = decode(&planned, &footer)?;
+        let (parquet, marks) = decode(&planned, &footer, Marked::Perhaps)?;
         Ok(PlainFooter {
             parquet: Arc::new(parquet),
             checksums: marks.map(|marks| marks.checksums),
@@ -138,7 +138,7 @@ fn footer_len(file: &PlannedFile, tail: &[u8]) -> Result<usize, ScanError> {
 pub(crate) fn parse(file: &PlannedFile, footer: &[u8]) -> Result<FileFooter, ScanError> {
     let corrupt = |what: String| ScanError::corrupt(&file.path, what);
     let unreadable = |e: parquet::errors::ParquetError| corrupt(format!("footer: {e}"));
-    let (parquet, marks) = decode(file, footer)?;
+    let (parquet, marks) = decode(file, footer, Marked::IfOurs)?;
     let parquet = Arc::new(parquet);
     // The file's own Arrow schema would have types chosen by its writer; Parquet's types are the same for every writer.
     let plain = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
@@ -176,10 +176,20 @@ pub(crate) fn parse(file: &PlannedFile, footer: &[u8]) -> Result<FileFooter, Sca
     })
 }
 
+/// Whether a file that everlog wrote says what it holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Marked {
+    /// An archive's files do.
+    IfOurs,
+    /// Those of jobs do not.
+    Perhaps,
+}
+
 /// What every Parquet file's footer must be, and what a file of everlog's says of itself.
 fn decode(
     file: &PlannedFile,
     footer: &[u8],
+    marked: Marked,
 ) -> Result<(ParquetMetaData, Option<Marks>), ScanError> {
     let corrupt = |what: String| ScanError::corrupt(&file.path, what);
     let sealed = footer::sealed(footer);
@@ -190,7 +200,10 @@ fn decode(
     let parquet = ParquetMetaDataReader::decode_metadata(footer)
         .map_err(|e| corrupt(format!("footer: {e}")))?;
     check_layout(file, footer.len(), &parquet).map_err(corrupt)?;
-    let marks = Marks::of(parquet.file_metadata()).map_err(corrupt)?;
+    let marks = match (marked, sealed) {
+        (Marked::Perhaps, None) => None,
+        _ => Marks::of(parquet.file_metadata()).map_err(corrupt)?,
+    };
     if let Some(marks) = &marks {
         check_marks(sealed, marks, &parquet).map_err(corrupt)?;
     }

@@ -86,7 +86,7 @@ fn a_statement_is_answered_in_every_format() {
     assert_eq!(
         answer(dir, &[statement]),
         " n | empty | nothing |  word  |  escape\n\
-         ---+-------+---------+--------+------------\n\
+         ---+-------+---------+--------+-----------\n\
          \u{20}1 |       | NULL    | \"NULL\" | \\u{1b}[2J\n\
          (1 row)\n"
     );
@@ -121,7 +121,7 @@ fn statements_come_from_a_file_or_standard_input_in_order() {
         answer(dir, &["--format", "jsonl", "-f", "script.sql"]),
         expected
     );
-    assert_eq!(answer(dir, &["--format", "jsonl", script]), expected);
+    assert_eq!(answer(dir, &["--format", "jsonl", "--", script]), expected);
     for args in [
         &["--format", "jsonl"][..],
         &["--format", "jsonl", "-f", "-"],
@@ -150,7 +150,7 @@ fn a_wrong_use_is_one_line_and_status_2() {
     std::fs::write(dir.join("latin1.sql"), [0xe9]).expect("write");
     let cases: &[(&[&str], &str)] = &[
         (&[], "standard input has no statement"),
-        (&["-- nothing"], "the statement has no statement"),
+        (&["--", "-- nothing"], "the statement has no statement"),
         (&["SELECT 'a"], "Unterminated"),
         (&["SELEC 1"], "SELEC"),
         (&["SELECT 1", "-f", "x.sql"], "cannot be used with"),

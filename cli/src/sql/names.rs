@@ -125,7 +125,8 @@ impl Names {
         let is_named = |table: &&String| {
             let words = line.split(|c: char| !(c.is_alphanumeric() || matches!(c, '_' | '$')));
             let mut words = words.filter(|word| !word.is_empty());
-            words.any(|word| word.eq_ignore_ascii_case(table)) || line.contains(&quoted(table))
+            words.any(|word| word.eq_ignore_ascii_case(table))
+                || quoted(table).starts_with('"') && line.contains(&quoted(table))
         };
         self.tables
             .iter()

@@ -44,6 +44,11 @@ impl Dialect for LakeDialect {
         true
     }
 
+    /// `SELECT partition, offset` would end at the comma: OFFSET is a word of its own, too.
+    fn supports_projection_trailing_commas(&self) -> bool {
+        false
+    }
+
     fn is_delimited_identifier_start(&self, ch: char) -> bool {
         GenericDialect.is_delimited_identifier_start(ch)
     }
@@ -81,7 +86,6 @@ impl Dialect for LakeDialect {
         supports_explain_with_utility_options,
         supports_limit_comma,
         supports_from_first_select,
-        supports_projection_trailing_commas,
         supports_asc_desc_in_column_definition,
         supports_try_convert,
         supports_bitwise_shift_operators,

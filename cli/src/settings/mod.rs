@@ -392,7 +392,12 @@ impl Check<'_> {
             }
         };
         let Some(url) = url else {
-            if self.raw.section(section).next().is_some() {
+            // the timeout alone is what `config print` shows of no registry
+            let others = ["user", "password", "token", "cache"];
+            if others
+                .iter()
+                .any(|key| self.raw.get(section, key).is_some())
+            {
                 let message = "is missing, add it like: url = \"http://127.0.0.1:8081\"";
                 self.problem(section, "url", message.to_owned());
             }

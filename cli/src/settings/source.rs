@@ -126,19 +126,21 @@ impl Raw {
     /// Reads the file's text; syntax errors end it, everything else is gathered.
     pub(crate) fn read_file(&mut self, text: &str, problems: &mut Vec<Problem>) {
         let lines = Lines::new(text);
-        let (table, errors) = DeTable::parse_recoverable(text);
-        for error in &errors {
-            let (line, column) = error.span().map_or((1, 1), |s| lines.place(s.start));
-            problems.push(Problem {
-                key: String::new(),
-                origin: Some(Origin::Line(line)),
-                message: format!("column {column}: {}", one_line(error.message())),
-            });
-        }
-        self.is_broken = !errors.is_empty();
-        if self.is_broken {
-            return;
-        }
+        let table = match DeTable::parse(text) {
+            Ok(table) => table,
+            Err(first) => {
+                self.is_broken = true;
+                for error in syntax_errors(text, first) {
+                    let (line, column) = error.span().map_or((1, 1), |s| lines.place(s.start));
+                    problems.push(Problem {
+                        key: String::new(),
+                        origin: Some(Origin::Line(line)),
+                        message: format!("column {column}: {}", one_line(error.message())),
+                    });
+                }
+                return;
+            }
+        };
         for (name, value) in table.get_ref() {
             let origin = Origin::Line(lines.place(name.span().start).0);
             if name.get_ref() == decode::NAME {
@@ -223,7 +225,10 @@ impl Raw {
             .collect();
         ours.sort();
         // Candidates come from the file alone, so that one variable never changes what another means.
-        let file = self.clone();
+        let file = Self {
+            values: self.values.clone(),
+            ..Self::default()
+        };
         for (name, value) in ours {
             let origin = Origin::Variable(name.clone());
             let problem = |message: String| Problem {
@@ -486,6 +491,31 @@ fn parse_list(text: &str) -> Written {
             .map(|item| Some(item.to_owned()))
             .collect(),
     )
+}
+
+/// What else is no TOML near the first such place. Each error takes as much memory as the text: a file that is none at all has
+/// more of them than anybody reads.
+fn syntax_errors(text: &str, first: toml::de::Error) -> Vec<toml::de::Error> {
+    /// Bytes behind the first error in which more are looked for.
+    const NEAR: usize = 512;
+    let near = first.span().map_or(0, |span| span.start) + NEAR;
+    // up to the end of a line, which is no place in the middle of a character
+    let end = text
+        .bytes()
+        .enumerate()
+        .skip(near)
+        .find(|(_, byte)| *byte == b'\n')
+        .map_or(text.len(), |(at, _)| at + 1);
+    let part = text.get(..end).unwrap_or(text);
+    let (_, mut errors) = DeTable::parse_recoverable(part);
+    if end < text.len() {
+        // what is open at the end may be closed behind it
+        errors.retain(|error| error.span().is_none_or(|span| span.end < end));
+    }
+    if errors.is_empty() {
+        errors.push(first);
+    }
+    errors
 }
 
 /// Finds lines by byte positions.

@@ -38,7 +38,7 @@ use tokio::time::Instant;
 
 use crate::catalog::{Tables, Wanted};
 use crate::failure::DOES_NOT_FIT;
-use crate::guard::{self, Asked, Named, Parsed};
+use crate::guard::{self, Asked, Headroom, Named, Parsed};
 use crate::names::{self, quoted};
 use crate::table::{LakeOrder, STORE};
 use crate::travel::{self, Given};
@@ -525,7 +525,10 @@ fn environment(
     spill: &std::path::Path,
 ) -> datafusion::error::Result<Arc<RuntimeEnv>> {
     let memory = usize::try_from(limits.memory).unwrap_or(usize::MAX);
-    let pool = TrackConsumersPool::new(FairSpillPool::new(memory), NAMED_CONSUMERS);
+    let pool = TrackConsumersPool::new(
+        Headroom::new(FairSpillPool::new(memory), memory),
+        NAMED_CONSUMERS,
+    );
     let disk = DiskManagerBuilder::default()
         .with_mode(DiskManagerMode::Directories(vec![spill.to_owned()]))
         .with_max_temp_directory_size(limits.spill_bytes);
@@ -551,6 +554,7 @@ fn base_state(threads: usize, env: Arc<RuntimeEnv>) -> datafusion::error::Result
     let mut rules = PhysicalOptimizer::new().rules;
     rules.insert(0, Arc::new(LakeOrder));
     rules.push(Arc::new(guard::CountWindows));
+    rules.push(Arc::new(guard::Yielding));
     let mut state = SessionStateBuilder::new_with_default_features()
         .with_config(config)
         .with_runtime_env(env)

@@ -11,6 +11,7 @@
 
 mod dialect;
 mod functions;
+mod memory;
 mod statement;
 mod windows;
 
@@ -19,8 +20,9 @@ use datafusion::logical_expr::{Expr, LogicalPlan};
 
 pub(crate) use dialect::LakeDialect;
 pub(crate) use functions::bounded;
+pub(crate) use memory::Headroom;
 pub(crate) use statement::{Asked, Named, Parsed, parse};
-pub(crate) use windows::CountWindows;
+pub(crate) use windows::{CountWindows, Yielding};
 
 use crate::QueryError;
 

@@ -1,5 +1,6 @@
-//! Windows that hold all of their input: DataFusion's operator for them counts nothing of it. What goes into one is counted
-//! here, against the session's memory, until the query ends.
+//! What DataFusion's operators leave open: windows that hold all of their input count nothing of it, and operators that make
+//! many rows of few do not yield. What goes into the first is counted here, against the session's memory, until the query
+//! ends; the second yield with each batch.
 
 use std::any::Any;
 use std::fmt;
@@ -11,6 +12,7 @@ use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode};
 use datafusion::execution::memory_pool::MemoryConsumer;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
+use datafusion::physical_plan::coop::CooperativeExec;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::windows::WindowAggExec;
 use datafusion::physical_plan::{
@@ -42,6 +44,49 @@ impl PhysicalOptimizerRule for CountWindows {
 
     fn name(&self) -> &'static str {
         "count_windows"
+    }
+
+    fn schema_check(&self) -> bool {
+        true
+    }
+}
+
+/// Operators that make many rows of few: their input is at its end, or in memory, long before they are, and where it is
+/// nobody polls what yields.
+const MULTIPLIERS: [&str; 8] = [
+    "CrossJoinExec",
+    "NestedLoopJoinExec",
+    "HashJoinExec",
+    "SortMergeJoinExec",
+    "SymmetricHashJoinExec",
+    "PiecewiseMergeJoinExec",
+    "UnnestExec",
+    "RecursiveQueryExec",
+];
+
+/// Has each of them yield with its batches, so that a query that is cancelled ends.
+#[derive(Debug)]
+pub(crate) struct Yielding;
+
+impl PhysicalOptimizerRule for Yielding {
+    fn optimize(
+        &self,
+        plan: Arc<dyn ExecutionPlan>,
+        _: &ConfigOptions,
+    ) -> PlanResult<Arc<dyn ExecutionPlan>> {
+        plan.transform_up(|plan| {
+            if MULTIPLIERS.contains(&plan.name()) {
+                return Ok(Transformed::yes(
+                    Arc::new(CooperativeExec::new(plan)) as Arc<dyn ExecutionPlan>
+                ));
+            }
+            Ok(Transformed::no(plan))
+        })
+        .data()
+    }
+
+    fn name(&self) -> &'static str {
+        "yielding"
     }
 
     fn schema_check(&self) -> bool {

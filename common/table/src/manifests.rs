@@ -329,8 +329,57 @@ impl Target<'_> {
         Arc::clone(self.metadata.current_schema())
     }
 
+    /// Stores the manifests of a commit's new files, which come with their partition specs, one for each spec. `prefix` is
+    /// what their names begin with.
+    pub(crate) async fn add_all(
+        &self,
+        prefix: &str,
+        files: impl IntoIterator<Item = (i32, DataFile)>,
+    ) -> Result<Vec<ManifestFile>, ManifestError> {
+        let mut by_spec: BTreeMap<i32, Vec<DataFile>> = BTreeMap::new();
+        for (spec, file) in files {
+            by_spec.entry(spec).or_default().push(file);
+        }
+        let mut added = Vec::with_capacity(by_spec.len());
+        for (spec, files) in by_spec {
+            added.push(self.add(&format!("{prefix}-a{spec}"), spec, files).await?);
+        }
+        Ok(added)
+    }
+
+    /// What is left of the parent's manifests: a group that is due is merged into one, in the place of its first, and manifests
+    /// without live files are left out.
+    pub(crate) async fn merge_due(
+        &self,
+        prefix: &str,
+        mut old: Vec<ManifestFile>,
+        settings: MergeSettings,
+    ) -> Result<Vec<ManifestFile>, ManifestError> {
+        let group = plan_merge(&old, settings);
+        if let Some(first) = group.first() {
+            let merged: Vec<ManifestFile> = group
+                .iter()
+                .filter_map(|place| old.get(*place).cloned())
+                .collect();
+            let spec = merged.first().map_or(0, |file| file.partition_spec_id);
+            let file = self.merge(&format!("{prefix}-m"), spec, &merged).await?;
+            if let Some(slot) = old.get_mut(*first) {
+                *slot = file;
+            }
+            let mut place = 0;
+            old.retain(|_| {
+                let keep = place == *first || !group.contains(&place);
+                place += 1;
+                keep
+            });
+            fail::fail_point!("commit::after_merge");
+        }
+        old.retain(has_live_files);
+        Ok(old)
+    }
+
     /// Stores the manifest of a commit's new files. `stem` is its name without the checksum and the extension.
-    pub async fn add(
+    pub(crate) async fn add(
         &self,
         stem: &str,
         spec_id: i32,
@@ -354,7 +403,7 @@ impl Target<'_> {
     }
 
     /// Stores one manifest of the live entries of several (M1), named as by [`Self::add`].
-    pub async fn merge(
+    async fn merge(
         &self,
         stem: &str,
         spec_id: i32,

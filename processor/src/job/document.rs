@@ -275,64 +275,56 @@ impl<'a> Document<'a> {
         None
     }
 
-    /// A duration within bounds.
+    /// A span of time within bounds.
     pub(super) fn duration(
         &mut self,
         section: &str,
         key: &str,
-        (min, max): (Duration, Duration),
+        bounds: (Duration, Duration),
     ) -> Option<Duration> {
-        let Some(text) = self.get(section, key)?.value.as_str().map(str::to_owned) else {
-            self.wrong_kind(section, key, "text with a unit, like \"10s\"");
-            return None;
-        };
-        match parse_duration(&text) {
-            Ok(value) if value < min || value > max => {
-                let message = format!(
-                    "is {}, must be from {} to {}",
-                    format_duration(value),
-                    format_duration(min),
-                    format_duration(max)
-                );
-                self.problem(section, key, message);
-                None
-            }
-            Ok(value) => Some(value),
-            Err(message) => {
-                self.problem(section, key, message);
-                None
-            }
-        }
+        let value = self.with_unit(section, key, "10s", parse_duration)?;
+        self.within(section, key, value, bounds, format_duration)
     }
 
     /// A size within bounds.
-    pub(super) fn bytes(
+    pub(super) fn bytes(&mut self, section: &str, key: &str, bounds: (u64, u64)) -> Option<u64> {
+        let value = self.with_unit(section, key, "512MiB", parse_bytes)?;
+        self.within(section, key, value, bounds, format_bytes)
+    }
+
+    /// What a text with a unit says.
+    fn with_unit<T>(
         &mut self,
         section: &str,
         key: &str,
-        (min, max): (u64, u64),
-    ) -> Option<u64> {
+        example: &str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<T> {
         let Some(text) = self.get(section, key)?.value.as_str().map(str::to_owned) else {
-            self.wrong_kind(section, key, "text with a unit, like \"512MiB\"");
+            let expected = format!("text with a unit, like \"{example}\"");
+            self.wrong_kind(section, key, &expected);
             return None;
         };
-        match parse_bytes(&text) {
-            Ok(value) if value < min || value > max => {
-                let message = format!(
-                    "is {}, must be from {} to {}",
-                    format_bytes(value),
-                    format_bytes(min),
-                    format_bytes(max)
-                );
-                self.problem(section, key, message);
-                None
-            }
-            Ok(value) => Some(value),
-            Err(message) => {
-                self.problem(section, key, message);
-                None
-            }
+        parse(&text)
+            .map_err(|message| self.problem(section, key, message))
+            .ok()
+    }
+
+    fn within<T: PartialOrd + Copy>(
+        &mut self,
+        section: &str,
+        key: &str,
+        value: T,
+        (min, max): (T, T),
+        show: impl Fn(T) -> String,
+    ) -> Option<T> {
+        if value >= min && value <= max {
+            return Some(value);
         }
+        let (value, min, max) = (show(value), show(min), show(max));
+        let message = format!("is {value}, must be from {min} to {max}");
+        self.problem(section, key, message);
+        None
     }
 
     /// A whole number within bounds.

@@ -101,6 +101,12 @@ impl Local {
 
     fn open_locked(folder: &Path, memory: usize, lock: File) -> Result<Self, StoreError> {
         let opened = Self::try_open(folder, memory).or_else(|error| {
+            // Someone has it who does not know the lock file: it is not ours to remove.
+            if matches!(error, fjall::Error::Locked) {
+                return Err(StoreError::LocalInUse {
+                    folder: folder.to_owned(),
+                });
+            }
             tracing::warn!(folder = %folder.display(), %error, "the local state cannot be opened: it is made anew");
             remove(folder)?;
             Self::try_open(folder, memory).map_err(failed(folder, "open it"))

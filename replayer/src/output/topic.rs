@@ -17,14 +17,14 @@ use std::time::Duration;
 use everlog_common::{
     EventBatch, EventRef, Partition, Positions, TimestampType, TopicName, compute,
 };
-use everlog_kafka::client::BrokerWatch;
+use everlog_kafka::client::{TransactionError, TransactionalProducer};
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
-use rdkafka::client::{ClientContext, DefaultClientContext};
-use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::BaseRecord;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use uuid::Uuid;
 
@@ -33,43 +33,6 @@ use crate::resume::{OutputState, parse_position};
 
 /// Bound of every request to the cluster.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long one attempt at a request that may be repeated takes: then the client is looked after. It is less than the time
-/// after which the client gives records up, and more than what it may need to notice that it knows no broker.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(12);
-/// How often a request is repeated that the client calls retriable.
-const ATTEMPTS: usize = 25;
-/// What the producer's queue may hold, where nothing else is configured.
-const QUEUE_KBYTES: &str = "32768";
-/// Records as large as the target allows, where nothing else is configured.
-const MESSAGE_BYTES: &str = "1000000000";
-
-/// The first delivery that failed; all further ones follow from it.
-#[derive(Debug, Default)]
-struct Deliveries {
-    failed: Mutex<Option<String>>,
-}
-
-impl ClientContext for Deliveries {
-    fn log(&self, _: RDKafkaLogLevel, facility: &str, message: &str) {
-        tracing::debug!(facility, message, "kafka producer");
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        tracing::warn!(%error, reason, "kafka producer");
-    }
-}
-
-impl ProducerContext for Deliveries {
-    type DeliveryOpaque = ();
-
-    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
-        if let Err((error, _)) = result {
-            let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-            failed.get_or_insert_with(|| error.to_string());
-        }
-    }
-}
-
 /// See the module's text.
 #[derive(Debug)]
 pub(crate) struct TopicOutput {
@@ -79,8 +42,7 @@ pub(crate) struct TopicOutput {
 struct Inner {
     topic: String,
     partitions: i32,
-    producer: BaseProducer<Deliveries>,
-    watch: BrokerWatch,
+    producer: TransactionalProducer,
     /// For its group's metadata alone; it subscribes to nothing.
     group: BaseConsumer,
     state: Mutex<State>,
@@ -195,41 +157,23 @@ impl Inner {
     ) -> Result<(Self, Option<Positions>), OutputError> {
         let topic = topic.as_str();
         let name = run_name(open.run_id);
-        let mut config = client_config(&open.kafka);
-        for (key, value) in [
-            ("queue.buffering.max.kbytes", QUEUE_KBYTES),
-            ("message.max.bytes", MESSAGE_BYTES),
-            ("linger.ms", "5"),
-        ] {
-            if !open.kafka.contains_key(key) {
-                config.set(key, value);
-            }
-        }
-        config
-            .set("transactional.id", &name)
-            .set("enable.idempotence", "true");
         let failed = |doing| move |e: KafkaError| producer_error(topic, doing, e.to_string());
-        let producer: BaseProducer<Deliveries> = config
-            .create_with_context(Deliveries::default())
-            .map_err(failed("make a producer"))?;
+        let producer = TransactionalProducer::open(&open.kafka, &name, &[])
+            .map_err(|e| of_transaction(topic, e))?;
         let group: BaseConsumer = client_config(&open.kafka)
             .set("group.id", &name)
             .set("isolation.level", "read_committed")
             .set("enable.auto.commit", "false")
             .create()
             .map_err(failed("make a group client"))?;
-        let watch = BrokerWatch::new(&open.kafka)
-            .map_err(|e| producer_error(topic, "make a producer", e.to_string()))?;
-        let partitions = partitions_of(&producer, topic)?;
-        retrying(topic, "initialise transactions", || {
-            watch.keep_a_broker(producer.client());
-            producer.init_transactions(ATTEMPT_TIMEOUT)
-        })?;
+        let partitions = producer
+            .partitions(topic)
+            .map_err(|e| of_transaction(topic, e))?
+            .ok_or_else(|| target_error(topic, "it does not exist: create it".to_owned()))?;
         let inner = Self {
             topic: topic.to_owned(),
             partitions,
             producer,
-            watch,
             group,
             state: Mutex::default(),
         };
@@ -252,8 +196,9 @@ impl Inner {
         for partition in 0..self.partitions {
             ask.add_partition(&self.topic, partition);
         }
-        let answer = retrying(&self.topic, "read the committed positions", || {
-            self.group.committed_offsets(ask.clone(), REQUEST_TIMEOUT)
+        let answer = self.group.committed_offsets(ask, REQUEST_TIMEOUT);
+        let answer = answer.map_err(|e| {
+            producer_error(&self.topic, "read the committed positions", e.to_string())
         })?;
         let mut positions = Positions::new();
         for element in answer.elements() {
@@ -282,13 +227,15 @@ impl Inner {
 
     fn write(&self, batch: &EventBatch) -> Result<(), OutputError> {
         self.check_partition(batch.partition)?;
-        self.look_after_the_client();
         self.begin()?;
         for row in 0..batch.columns.len() {
             self.send(batch.partition, &batch.columns.row(row))?;
         }
-        self.producer.poll(Duration::ZERO);
-        self.check_deliveries()
+        self.producer.poll().map_err(|e| self.failed(e))
+    }
+
+    fn failed(&self, error: TransactionError) -> OutputError {
+        of_transaction(&self.topic, error)
     }
 
     fn check_partition(&self, partition: Partition) -> Result<(), OutputError> {
@@ -302,17 +249,10 @@ impl Inner {
         Err(target_error(&self.topic, what))
     }
 
-    /// A cluster of one broker that was fenced for a moment leaves a client without any, for good.
-    fn look_after_the_client(&self) {
-        self.watch.keep_a_broker(self.producer.client());
-    }
-
     fn begin(&self) -> Result<(), OutputError> {
         let mut state = self.state();
         if !state.in_transaction {
-            self.producer
-                .begin_transaction()
-                .map_err(|e| producer_error(&self.topic, "begin a transaction", e.to_string()))?;
+            self.producer.begin().map_err(|e| self.failed(e))?;
             state.in_transaction = true;
         }
         Ok(())
@@ -344,29 +284,7 @@ impl Inner {
             }
             record = record.headers(headers);
         }
-        loop {
-            match self.producer.send(record) {
-                Ok(()) => return Ok(()),
-                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) => {
-                    self.producer.poll(Duration::from_millis(100));
-                    self.look_after_the_client();
-                    self.check_deliveries()?;
-                    record = back;
-                }
-                Err((error, _)) => {
-                    return Err(producer_error(&self.topic, "produce", error.to_string()));
-                }
-            }
-        }
-    }
-
-    fn check_deliveries(&self) -> Result<(), OutputError> {
-        let failed = &self.producer.context().failed;
-        let failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
-        match failed.as_ref() {
-            None => Ok(()),
-            Some(detail) => Err(producer_error(&self.topic, "deliver", detail.clone())),
-        }
+        self.producer.send(record).map_err(|e| self.failed(e))
     }
 
     /// Commits the records so far together with the positions after them.
@@ -388,16 +306,10 @@ impl Inner {
             let detail = "the client has no group".to_owned();
             producer_error(&self.topic, "add positions to the transaction", detail)
         })?;
-        retrying(&self.topic, "add positions to the transaction", || {
-            self.look_after_the_client();
-            self.producer
-                .send_offsets_to_transaction(&offsets, &group, ATTEMPT_TIMEOUT)
-        })?;
-        retrying(&self.topic, "commit the transaction", || {
-            self.look_after_the_client();
-            self.producer.commit_transaction(ATTEMPT_TIMEOUT)
-        })?;
-        self.check_deliveries()?;
+        self.producer
+            .add_offsets(&offsets, &group)
+            .and_then(|()| self.producer.commit())
+            .map_err(|e| self.failed(e))?;
         let mut state = self.state();
         state.in_transaction = false;
         state.committed.clone_from(positions);
@@ -427,39 +339,10 @@ fn went_on(
     }
 }
 
-fn partitions_of(producer: &BaseProducer<Deliveries>, topic: &str) -> Result<i32, OutputError> {
-    let metadata = producer
-        .client()
-        .fetch_metadata(Some(topic), REQUEST_TIMEOUT)
-        .map_err(|e| producer_error(topic, "read its partitions", e.to_string()))?;
-    let found = metadata.topics().iter().find(|t| t.name() == topic);
-    let count = found.map_or(0, |t| t.partitions().len());
-    if count == 0 {
-        return Err(target_error(
-            topic,
-            "it does not exist: create it".to_owned(),
-        ));
-    }
-    Ok(i32::try_from(count).unwrap_or(i32::MAX))
-}
-
-/// Repeats what the client calls retriable; anything else ends the run, and the next one resumes.
-fn retrying<T>(
-    topic: &str,
-    doing: &'static str,
-    mut attempt: impl FnMut() -> Result<T, KafkaError>,
-) -> Result<T, OutputError> {
-    let mut left = ATTEMPTS;
-    loop {
-        left -= 1;
-        match attempt() {
-            Ok(done) => return Ok(done),
-            Err(KafkaError::Transaction(error)) if error.is_retriable() && left > 0 => {
-                tracing::warn!(topic, doing, %error, "trying again");
-            }
-            Err(error) => return Err(producer_error(topic, doing, error.to_string())),
-        }
-    }
+/// Anything that the producer did not get over ends the run, and the next one resumes.
+fn of_transaction(topic: &str, error: TransactionError) -> OutputError {
+    let (doing, detail) = error.into_parts();
+    producer_error(topic, doing, detail)
 }
 
 fn producer_error(topic: &str, doing: &'static str, detail: String) -> OutputError {

@@ -1,11 +1,10 @@
 //! One commit: derive it, store what it needs, swap once, and find out what became of it.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use everlog_common::mutants::Mutant;
 use everlog_common::{Ledger, Millis};
-use iceberg::spec::{DataFile, ManifestFile, TableMetadata};
+use iceberg::spec::{ManifestFile, TableMetadata};
 use uuid::Uuid;
 
 use super::parent::{Parent, Prepared, after_commit, metadata_folder};
@@ -402,42 +401,19 @@ impl Archive {
             ArchiveError::of_manifest(&self.table_name(), snapshot_id, problem)
         };
         let folder = metadata_folder(&parent.table.metadata);
-        let mut list: Vec<ManifestFile> = Vec::with_capacity(parent.list.len() + 1);
+        let prefix = format!("{folder}/{name}");
+        let mut list = Vec::new();
         if !request.files.is_empty() {
             fail::fail_point!("commit::before_manifest");
-            let mut by_spec: BTreeMap<i32, Vec<DataFile>> = BTreeMap::new();
-            for file in &request.files {
-                let files = by_spec.entry(file.partition_spec_id).or_default();
-                files.push(file.data_file.clone());
-            }
-            for (spec, files) in by_spec {
-                let uri = format!("{folder}/{name}-a{spec}");
-                list.push(target.add(&uri, spec, files).await.map_err(failed)?);
-            }
+            let files = request.files.iter();
+            let files = files.map(|file| (file.partition_spec_id, file.data_file.clone()));
+            let added = target.add_all(&prefix, files).await;
+            list.extend(added.map_err(failed)?);
             fail::fail_point!("commit::after_manifest");
         }
-        let mut old = parent.list.clone();
-        let group = manifests::plan_merge(&old, self.inner.options.merge);
-        if let Some(first) = group.first() {
-            let merged: Vec<ManifestFile> = group
-                .iter()
-                .filter_map(|place| old.get(*place).cloned())
-                .collect();
-            let spec = merged.first().map_or(0, |file| file.partition_spec_id);
-            let uri = format!("{folder}/{name}-m");
-            let file = target.merge(&uri, spec, &merged).await.map_err(failed)?;
-            if let Some(slot) = old.get_mut(*first) {
-                *slot = file;
-            }
-            let mut place = 0;
-            old.retain(|_| {
-                let keep = place == *first || !group.contains(&place);
-                place += 1;
-                keep
-            });
-            fail::fail_point!("commit::after_merge");
-        }
-        list.extend(old.into_iter().filter(manifests::has_live_files));
+        let old = parent.list.clone();
+        let old = target.merge_due(&prefix, old, self.inner.options.merge);
+        list.extend(old.await.map_err(failed)?);
         fail::fail_point!("commit::before_manifest_list");
         let (uri, list) = target
             .list(&proposal.manifest_list, parent.head, list)

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use everlog_common::Millis;
 use iceberg::spec::{
-    DataFile, MAIN_BRANCH, ManifestFile, Operation, Snapshot, SnapshotReference, SnapshotRetention,
-    Summary, TableMetadata,
+    MAIN_BRANCH, ManifestFile, Operation, Snapshot, SnapshotReference, SnapshotRetention, Summary,
+    TableMetadata,
 };
 use iceberg::{TableRequirement, TableUpdate};
 use uuid::Uuid;
@@ -255,7 +255,7 @@ impl JobTable {
             ))
         };
         let parent = base.tip.and_then(|id| metadata.snapshot_by_id(id));
-        let mut old = match parent {
+        let old = match parent {
             Some(parent) => manifests::read_list(&storage, parent, metadata.format_version())
                 .await
                 .map_err(failed)?,
@@ -280,39 +280,12 @@ impl JobTable {
             snapshot_id,
         };
         let folder = metadata_folder(metadata);
-        let mut list = Vec::with_capacity(old.len() + 1);
-        let mut by_spec: std::collections::BTreeMap<i32, Vec<DataFile>> =
-            std::collections::BTreeMap::new();
-        for file in &epoch.files {
-            by_spec
-                .entry(file.partition_spec_id)
-                .or_default()
-                .push(file.data_file.clone());
-        }
-        for (spec, files) in by_spec {
-            let uri = format!("{folder}/{name}-a{spec}");
-            list.push(target.add(&uri, spec, files).await.map_err(failed)?);
-        }
-        let group = manifests::plan_merge(&old, MergeSettings::default());
-        if let Some(first) = group.first() {
-            let merged: Vec<ManifestFile> = group
-                .iter()
-                .filter_map(|place| old.get(*place).cloned())
-                .collect();
-            let spec = merged.first().map_or(0, |file| file.partition_spec_id);
-            let uri = format!("{folder}/{name}-m");
-            let file = target.merge(&uri, spec, &merged).await.map_err(failed)?;
-            if let Some(slot) = old.get_mut(*first) {
-                *slot = file;
-            }
-            let mut place = 0;
-            old.retain(|_| {
-                let keep = place == *first || !group.contains(&place);
-                place += 1;
-                keep
-            });
-        }
-        list.extend(old.into_iter().filter(manifests::has_live_files));
+        let prefix = format!("{folder}/{name}");
+        let files = epoch.files.iter();
+        let files = files.map(|file| (file.partition_spec_id, file.data_file.clone()));
+        let mut list = target.add_all(&prefix, files).await.map_err(failed)?;
+        let old = target.merge_due(&prefix, old, MergeSettings::default());
+        list.extend(old.await.map_err(failed)?);
         let stem = format!("{folder}/snap-{snapshot_id}-{name}");
         let (uri, list) = target.list(&stem, base.tip, list).await.map_err(failed)?;
         let added = added(&epoch.files);

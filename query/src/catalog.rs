@@ -67,6 +67,11 @@ impl Tables {
         }
     }
 
+    /// The lake's time.
+    pub(crate) fn now(&self) -> Millis {
+        self.lake.clock.now()
+    }
+
     /// What can be asked for, sorted by name.
     pub(crate) async fn list(&self) -> Result<Vec<TableName>, QueryError> {
         use futures::{StreamExt, TryStreamExt};

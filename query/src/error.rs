@@ -109,10 +109,9 @@ impl QueryError {
                 4 => QueryErrorKind::Corrupt,
                 _ => QueryErrorKind::Other,
             },
-            Self::Limit(_)
-            | Self::Cancelled
-            | Self::Unsupported(_)
-            | Self::Failed(_) => QueryErrorKind::Other,
+            Self::Limit(_) | Self::Cancelled | Self::Unsupported(_) | Self::Failed(_) => {
+                QueryErrorKind::Other
+            }
         }
     }
 }
@@ -141,7 +140,9 @@ pub(crate) fn one_line(text: &str) -> String {
     for word in text.split_whitespace() {
         if out.len() + word.len() > SHOWN_BYTES {
             let left = SHOWN_BYTES.saturating_sub(out.len());
-            let end = (0..=left.min(word.len())).rev().find(|at| word.is_char_boundary(*at));
+            let end = (0..=left.min(word.len()))
+                .rev()
+                .find(|at| word.is_char_boundary(*at));
             if !out.is_empty() {
                 out.push(' ');
             }

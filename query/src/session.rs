@@ -19,7 +19,7 @@ use arrow_schema::{DataType, Field, Schema, SchemaRef};
 use datafusion::catalog::TableProvider;
 use datafusion::execution::context::SessionContext;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
-use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
+use datafusion::execution::memory_pool::TrackConsumersPool;
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::{SendableRecordBatchStream, SessionState, SessionStateBuilder};
@@ -38,7 +38,7 @@ use tokio::time::Instant;
 
 use crate::catalog::{Tables, Wanted};
 use crate::failure::DOES_NOT_FIT;
-use crate::guard::{self, Asked, Headroom, Named, Parsed};
+use crate::guard::{self, Asked, Named, Parsed, Shares};
 use crate::names::{self, quoted};
 use crate::table::{LakeOrder, STORE};
 use crate::travel::{self, Given};
@@ -257,12 +257,16 @@ impl Session {
     fn state(&self, progress: &Arc<Progress>) -> SessionState {
         let config = self.engine.state.config().clone();
         let config = config.with_extension(Arc::clone(progress));
-        SessionStateBuilder::new_from_existing(self.engine.state.clone())
+        let mut state = SessionStateBuilder::new_from_existing(self.engine.state.clone())
             .with_config(config)
             .with_catalog_list(Arc::new(
                 datafusion::catalog::MemoryCatalogProviderList::new(),
             ))
-            .build()
+            .build();
+        // what now() is, in the whole statement
+        state.execution_props_mut().query_execution_start_time =
+            chrono::DateTime::from_timestamp_millis(self.tables.now().0);
+        state
     }
 
     /// What a query asks for, its moment worked out.
@@ -374,6 +378,7 @@ async fn plan(
     statement: SqlStatement,
     tables: Vec<(String, Arc<dyn TableProvider>)>,
 ) -> Result<Planned, QueryError> {
+    let now = state.execution_props().query_execution_start_time;
     let context = SessionContext::new_with_state(state);
     for (name, provider) in tables {
         let reference = datafusion::sql::TableReference::bare(name);
@@ -381,7 +386,9 @@ async fn plan(
             .register_table(reference, provider)
             .map_err(QueryError::of)?;
     }
-    let state = context.state();
+    let mut state = context.state();
+    // the context took the system's time
+    state.execution_props_mut().query_execution_start_time = now;
     let statement = PlannedStatement::Statement(Box::new(statement));
     let logical = state
         .statement_to_plan(statement)
@@ -515,7 +522,7 @@ fn engine(limits: &Limits) -> Result<Engine, QueryError> {
     let env = environment(limits, spill.path()).map_err(QueryError::of)?;
     Ok(Engine {
         runtime: Some(runtime),
-        state: base_state(threads, env).map_err(QueryError::of)?,
+        state: base_state(threads, limits.memory, env).map_err(QueryError::of)?,
         spill: Some(spill),
     })
 }
@@ -525,10 +532,7 @@ fn environment(
     spill: &std::path::Path,
 ) -> datafusion::error::Result<Arc<RuntimeEnv>> {
     let memory = usize::try_from(limits.memory).unwrap_or(usize::MAX);
-    let pool = TrackConsumersPool::new(
-        Headroom::new(FairSpillPool::new(memory), memory),
-        NAMED_CONSUMERS,
-    );
+    let pool = TrackConsumersPool::new(Shares::new(memory), NAMED_CONSUMERS);
     let disk = DiskManagerBuilder::default()
         .with_mode(DiskManagerMode::Directories(vec![spill.to_owned()]))
         .with_max_temp_directory_size(limits.spill_bytes);
@@ -541,7 +545,11 @@ fn environment(
     Ok(env)
 }
 
-fn base_state(threads: usize, env: Arc<RuntimeEnv>) -> datafusion::error::Result<SessionState> {
+fn base_state(
+    threads: usize,
+    memory: u64,
+    env: Arc<RuntimeEnv>,
+) -> datafusion::error::Result<SessionState> {
     let mut config = SessionConfig::new()
         .with_target_partitions(threads)
         .with_information_schema(false);
@@ -549,10 +557,15 @@ fn base_state(threads: usize, env: Arc<RuntimeEnv>) -> datafusion::error::Result
     options.execution.parquet.pushdown_filters = true;
     options.execution.parquet.enable_page_index = false;
     options.execution.parquet.bloom_filter_on_read = false;
+    // Each thread's sort sets as much aside for its merges, used or not. What they need more, the pool keeps for them.
+    let merges = usize::try_from(memory).unwrap_or(usize::MAX) / threads / 16;
+    let aside = &mut options.execution.sort_spill_reservation_bytes;
+    *aside = (*aside).min(merges);
     // an order that a scan gives is kept rather than made again
     options.optimizer.prefer_existing_sort = true;
     let mut rules = PhysicalOptimizer::new().rules;
     rules.insert(0, Arc::new(LakeOrder));
+    rules.push(Arc::new(guard::SortKeys));
     rules.push(Arc::new(guard::CountWindows));
     rules.push(Arc::new(guard::Yielding));
     let mut state = SessionStateBuilder::new_with_default_features()

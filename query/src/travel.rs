@@ -16,7 +16,9 @@ use arrow_array::{RecordBatch, RecordBatchOptions};
 use arrow_schema::{DataType, Schema, TimeUnit};
 use datafusion::common::{DFSchema, ScalarValue};
 use datafusion::execution::SessionState;
+use datafusion::logical_expr::simplify::SimplifyContext;
 use datafusion::logical_expr::{ColumnarValue, ExprSchemable};
+use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 use datafusion::sql::sqlparser::ast::{
     Expr, FunctionArg, FunctionArgExpr, FunctionArguments, TableVersion, UnaryOperator, Value,
     ValueWithSpan,
@@ -74,6 +76,10 @@ struct Clause {
 /// The clause that begins at a token. Without FOR it must be a version that a literal follows: `SELECT version AS of` is
 /// none, and `TIMESTAMP AS OF` is left to the parser, which knows it after a table's name.
 fn clause(tokens: &[TokenWithSpan], at: usize) -> Option<Clause> {
+    // white space before it is no part of it
+    if matches!(tokens.get(at)?.token, Token::Whitespace(_)) {
+        return None;
+    }
     let (first, mut next) = word(tokens, at)?;
     let with_for = first.eq_ignore_ascii_case("for");
     let kind = if with_for {
@@ -230,7 +236,14 @@ pub(crate) fn time_of(state: &SessionState, expr: &str) -> Result<Millis, QueryE
         let kind = logical.get_type(&no_columns)?;
         let millis = DataType::Timestamp(TimeUnit::Millisecond, Some("UTC".into()));
         let cast = logical.cast_to(&millis, &no_columns)?;
-        let physical = state.create_physical_expr(cast, &no_columns)?;
+        // now() is what the simplifier puts in its place
+        let context = SimplifyContext::default()
+            .with_schema(Arc::new(no_columns.clone()))
+            .with_config_options(Arc::clone(state.config_options()))
+            .with_query_execution_start_time(state.execution_props().query_execution_start_time);
+        let simplifier = ExprSimplifier::new(context);
+        let constant = simplifier.simplify(simplifier.coerce(cast, &no_columns)?)?;
+        let physical = state.create_physical_expr(constant, &no_columns)?;
         let options = RecordBatchOptions::new().with_row_count(Some(1));
         let row = RecordBatch::try_new_with_options(Arc::new(Schema::empty()), vec![], &options)?;
         let value = match physical.evaluate(&row)? {

@@ -337,6 +337,38 @@ async fn memory_is_bounded_and_sorts_spill_into_a_folder_that_is_removed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn sorts_by_expressions_give_their_order_and_no_column_more() {
+    let world = world().await;
+    let session = world.session().await;
+    let sql = "SELECT offset FROM orders ORDER BY offset % 7 DESC, concat('x', cast(999 - offset AS VARCHAR)), offset";
+    let mut expected: Vec<i64> = (0..1_000).collect();
+    expected.sort_by_key(|n| (-(n % 7), format!("x{}", 999 - n)));
+    let found = rows(&session, sql).await;
+    let expected: Vec<[String; 1]> = expected.iter().map(|n| [n.to_string()]).collect();
+    assert_eq!(found, expected);
+    let plan = rows(&session, &format!("EXPLAIN {sql}")).await;
+    assert!(format!("{plan:?}").contains("SortedExec"), "{plan:?}");
+    // windows and joins above it see the order that was there before
+    let sql = "SELECT a.r, b.o FROM (SELECT offset % 7 AS k, offset AS o, row_number() OVER (PARTITION BY offset % 7 ORDER BY 0 - offset) AS r FROM orders) a
+               JOIN (SELECT offset AS o FROM orders) b ON a.o = b.o WHERE a.r <= 2 ORDER BY a.r + 0, b.o + 0";
+    let found = rows(&session, sql).await;
+    let expected: Vec<[String; 2]> = (993..1_000)
+        .map(|n| ["1".to_owned(), n.to_string()])
+        .chain((986..993).map(|n| ["2".to_owned(), n.to_string()]))
+        .collect();
+    assert_eq!(found, expected);
+    let sql = "SELECT offset % 3 AS k, count(*), array_agg(offset ORDER BY 0 - offset)[1] FROM orders GROUP BY offset % 3 ORDER BY -k";
+    assert_eq!(
+        rows(&session, sql).await,
+        [
+            ["2", "333", "998"],
+            ["1", "333", "997"],
+            ["0", "334", "999"]
+        ]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn disk_is_bounded() {
     let world = world().await;
     let session = limited(&world, |limits| {

@@ -70,6 +70,14 @@ async fn every_way_to_name_a_moment_finds_its_snapshot() {
         .await,
         "30"
     );
+    // by the lake's clock, which in this test is ahead of the system's
+    let sql = format!("SELECT now() >= TIMESTAMP '{}'", sql_time(snapshots[2].1));
+    assert_eq!(value(&session, &sql).await, "true");
+    let sql = "SELECT count(*) FROM orders FOR TIMESTAMP AS OF now()";
+    assert_eq!(value(&session, sql).await, "30");
+    let sql = "SELECT count(*) FROM orders TIMESTAMP AS OF now() - INTERVAL '100 years'";
+    let refused = error(&session, sql).await;
+    assert!(matches!(refused, QueryError::NoSnapshot(_)), "{refused:?}");
     let qualified =
         format!("SELECT count(orders.value) FROM everlog.orders VERSION AS OF {second}");
     assert_eq!(value(&session, &qualified).await, "20");

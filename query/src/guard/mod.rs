@@ -12,6 +12,7 @@
 mod dialect;
 mod functions;
 mod memory;
+mod sorts;
 mod statement;
 mod windows;
 
@@ -20,7 +21,8 @@ use datafusion::logical_expr::{Expr, LogicalPlan};
 
 pub(crate) use dialect::LakeDialect;
 pub(crate) use functions::bounded;
-pub(crate) use memory::Headroom;
+pub(crate) use memory::Shares;
+pub(crate) use sorts::SortKeys;
 pub(crate) use statement::{Asked, Named, Parsed, parse};
 pub(crate) use windows::{CountWindows, Yielding};
 

@@ -333,17 +333,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn own_files_have_a_bare_uuid_for_a_name() {
+    fn own_files_have_a_bare_random_uuid_for_a_name() {
         assert!(is_own(
-            "s3://b/t/data/archived_at_day=2026-01-01/0194e1c0-0000-7000-8000-00000000000a.parquet"
+            "s3://b/t/data/archived_at_day=2026-01-01/0194e1c0-0000-4000-8000-00000000000a.parquet"
+        ));
+        // version 7: another engine's
+        assert!(!is_own(
+            "s3://b/t/data/0194e1c0-0000-7000-8000-00000000000a.parquet"
         ));
         assert!(!is_own(
-            "s3://b/t/data/00000-0-0194e1c0-0000-7000-8000-00000000000a-0-00001.parquet"
+            "s3://b/t/data/00000-0-0194e1c0-0000-4000-8000-00000000000a-0-00001.parquet"
         ));
         assert!(!is_own(
-            "s3://b/t/data/0194e1c0-0000-7000-8000-00000000000a.orc"
+            "s3://b/t/data/0194e1c0-0000-4000-8000-00000000000a.orc"
         ));
-        assert!(!is_own("zzzzzzzz-0000-7000-8000-00000000000a.parquet"));
+        assert!(!is_own("zzzzzzzz-0000-4000-8000-00000000000a.parquet"));
     }
 
     #[test]

@@ -174,7 +174,7 @@ pub(crate) async fn run(
 ) -> Result<(), Failure> {
     let needs = asked.needs();
     match asked.mode {
-        Mode::Check => check(asked, settings(needs)).await,
+        Mode::Check => Box::pin(check(asked, settings(needs))).await,
         Mode::Flink => flink(asked, settings(needs)).await,
         Mode::Run => Box::pin(process(asked, &settings(needs)?)).await,
     }

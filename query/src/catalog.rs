@@ -349,7 +349,7 @@ impl Tables {
     ) -> Result<LakeTable, QueryError> {
         let name = loaded.ident.name();
         let Some(at) = self.snapshot(loaded, as_of)? else {
-            return self.empty(loaded, Some((topic, Default::default())));
+            return self.empty(loaded, Some((topic, everlog_common::Ledger::default())));
         };
         // Of the moment's name and the snapshot's, the snapshot's: what was found is what is read.
         let selector = SnapshotSelector::Id(at.snapshot_id());
@@ -443,7 +443,7 @@ impl Tables {
         for entry in entries
             .into_iter()
             .flatten()
-            .filter(|entry| entry.is_alive())
+            .filter(iceberg::spec::ManifestEntry::is_alive)
         {
             let file = entry.data_file();
             let path = file.file_path();

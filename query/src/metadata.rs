@@ -295,7 +295,10 @@ fn gaps(ledger: &Ledger) -> Result<Arc<dyn TableProvider>, QueryError> {
     let gaps = &ledger.gaps;
     let generations = Int32Array::from_iter_values(gaps.iter().map(|g| g.generation.as_i32()));
     let partitions = Int32Array::from_iter_values(gaps.iter().map(|g| g.partition.get()));
-    let ends: Int64Array = gaps.iter().map(|g| g.end.map(|end| end.get())).collect();
+    let ends: Int64Array = gaps
+        .iter()
+        .map(|g| g.end.map(everlog_common::Offset::get))
+        .collect();
     let missing: Int64Array = gaps
         .iter()
         .map(|g| g.end.map(|end| end.get().saturating_sub(g.start.get())))

@@ -10,6 +10,7 @@
 //! the session was opened, so that nobody waits for a thread that decodes.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
@@ -200,7 +201,7 @@ impl Session {
             .limits
             .timeout
             .and_then(|timeout| Instant::now().checked_add(timeout));
-        let started = self.start(sql, deadline);
+        let started = Box::pin(self.start(sql, deadline));
         match deadline {
             None => started.await,
             Some(deadline) => match tokio::time::timeout_at(deadline, started).await {
@@ -644,7 +645,8 @@ fn url_of(path: &str) -> String {
         if byte.is_ascii_alphanumeric() || b"/-_.~".contains(&byte) {
             url.push(char::from(byte));
         } else {
-            url.push_str(&format!("%{byte:02X}"));
+            // writing to a String cannot fail
+            let _ = write!(url, "%{byte:02X}");
         }
     }
     url

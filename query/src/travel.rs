@@ -201,7 +201,7 @@ fn literal(expr: &Expr) -> Result<AsOf, QueryError> {
         Expr::Value(ValueWithSpan {
             value: Value::Number(digits, _),
             ..
-        }) => digits.to_string().parse().map(AsOf::Snapshot).map_err(|_| {
+        }) => digits.parse().map(AsOf::Snapshot).map_err(|_| {
             QueryError::Syntax(format!(
                 "{digits} is no snapshot: they are whole numbers of 64 bits"
             ))
@@ -404,11 +404,7 @@ mod tests {
             .tokenize_with_location()
             .unwrap();
         let tokens = canonical(tokens).unwrap();
-        tokens
-            .iter()
-            .map(|t| t.token.to_string())
-            .collect::<Vec<_>>()
-            .join("")
+        tokens.iter().map(|t| t.token.to_string()).collect()
     }
 
     #[test]

@@ -260,7 +260,7 @@ async fn values_of_any_size_are_refused_before_they_are_made() {
 async fn time_is_bounded_also_of_what_never_ends() {
     let world = world().await;
     let session = limited(&world, |limits| {
-        limits.timeout = Some(Duration::from_secs(2))
+        limits.timeout = Some(Duration::from_secs(2));
     })
     .await;
     for sql in [

@@ -36,7 +36,7 @@ fn records(commit: i64) -> Vec<Record> {
                     record.headers = vec![
                         ("h".to_owned(), Some(b"x".to_vec())),
                         ("h".to_owned(), None),
-                    ]
+                    ];
                 }
                 _ => {}
             }

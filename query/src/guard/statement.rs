@@ -169,7 +169,7 @@ fn shown_tables(options: ShowStatementOptions) -> Result<Option<String>, QueryEr
         ShowStatementFilter::Like(pattern)
         | ShowStatementFilter::ILike(pattern)
         | ShowStatementFilter::NoKeyword(pattern) => Ok(Some(pattern)),
-        _ => Err(QueryError::Syntax(
+        ShowStatementFilter::Where(_) => Err(QueryError::Syntax(
             "SHOW TABLES takes LIKE 'pattern' and nothing else".to_owned(),
         )),
     }

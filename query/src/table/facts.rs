@@ -98,7 +98,7 @@ impl Facts<'_> {
                         return ColumnStatistics::new_unknown();
                     }
                 }
-                sum.map_or_else(ColumnStatistics::new_unknown, |range| range.statistics())
+                sum.map_or_else(ColumnStatistics::new_unknown, Range::statistics)
             })
             .collect();
         let bytes = files.iter().map(|f| f.planned.size_bytes);

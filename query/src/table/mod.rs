@@ -213,8 +213,10 @@ impl TableProvider for LakeTable {
             progress,
             io: self.io.clone(),
         };
-        let mut options = TableParquetOptions::default();
-        options.global = state.config_options().execution.parquet.clone();
+        let mut options = TableParquetOptions {
+            global: state.config_options().execution.parquet.clone(),
+            ..TableParquetOptions::default()
+        };
         options.global.pruning = true;
         options.global.pushdown_filters = true;
         // See the module `reader`: no checksum covers it, nor a filter of Bloom's.

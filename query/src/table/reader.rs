@@ -23,7 +23,9 @@ use parquet::arrow::ARROW_SCHEMA_META_KEY;
 use parquet::arrow::arrow_reader::ArrowReaderOptions;
 use parquet::arrow::async_reader::AsyncFileReader;
 use parquet::errors::ParquetError;
-use parquet::file::metadata::{FileMetaData, ParquetMetaData, ParquetMetaDataBuilder};
+use parquet::file::metadata::{
+    FileMetaData, ParquetMetaData, ParquetMetaDataBuilder, RowGroupMetaData,
+};
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
@@ -75,7 +77,7 @@ impl Checked {
     fn new(footer: PlainFooter) -> Self {
         let PlainFooter { parquet, checksums } = footer;
         let groups = parquet.row_groups();
-        let columns = groups.iter().flat_map(|group| group.columns());
+        let columns = groups.iter().flat_map(RowGroupMetaData::columns);
         let chunks = checksums.map(|checksums| {
             columns
                 .zip(checksums)

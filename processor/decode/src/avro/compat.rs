@@ -101,7 +101,7 @@ impl Comparison<'_> {
             return found;
         }
         if let Shape::Union(branches) = &ours.shape {
-            return self.into_union(branches, writer, path, depth);
+            return self.of_union(branches, writer, path, depth);
         }
         let other = || {
             let (ours, theirs) = (self.reader.name(reader), self.writer.name(writer));
@@ -126,13 +126,13 @@ impl Comparison<'_> {
             }
             (Shape::Fixed { size: ours }, Shape::Fixed { size: theirs }) => {
                 let renamed = self.renamed(reader, writer, path);
-                if ours != theirs {
+                if ours == theirs {
+                    renamed
+                } else {
                     one(
                         path,
                         format!("{theirs} bytes were written, {ours} are read"),
                     )
-                } else {
-                    renamed
                 }
             }
             (Shape::Enum { symbols: ours }, Shape::Enum { symbols: theirs }) => {
@@ -184,7 +184,7 @@ impl Comparison<'_> {
         }
     }
 
-    fn into_union(&mut self, branches: &[Id], writer: Id, path: &str, depth: usize) -> Vec<Misfit> {
+    fn of_union(&mut self, branches: &[Id], writer: Id, path: &str, depth: usize) -> Vec<Misfit> {
         let mut nearest: Vec<Vec<Misfit>> = Vec::new();
         for branch in branches {
             let found = self.of(*branch, writer, path, depth + 1);
@@ -393,7 +393,7 @@ mod tests {
         let value: &[u8] = &[0, 0, 0, 0, 1, 6, 2, 2, b'x'];
         let values = arrow_array::BinaryArray::from_iter_values([value]);
         let read = reader.read(&values).unwrap();
-        use arrow_array::Array as _;
-        assert_eq!(read.errors.unwrap().null_count(), 1);
+        let errors = read.errors.unwrap();
+        assert_eq!(arrow_array::Array::null_count(&errors), 1);
     }
 }

@@ -28,7 +28,7 @@ pub(crate) struct CheckArgs {
     /// The topic
     topic: TopicName,
 
-    /// The subject of the topic's values [default: that of its [decode] table, else TOPIC-value]
+    /// The subject of the topic's values [default: what decode says of it, else TOPIC-value]
     #[arg(long, value_name = "SUBJECT")]
     subject: Option<String>,
 

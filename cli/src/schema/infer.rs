@@ -17,7 +17,7 @@ use crate::failure::{Failure, Status};
 use crate::settings::{Settings, table_text};
 use crate::text;
 
-/// Look at a sample of a topic's values, and print the [decode] table that reads them
+/// Look at a sample of a topic's values, and print the configuration (decode) that reads them
 ///
 /// JSON gives the columns of its fields, with types that hold for the whole sample; values of a schema registry give Avro; what
 /// is neither gives text, where it is UTF-8. The archive is read, or Kafka where there is none.

@@ -28,6 +28,9 @@ const DOUBLE_DIGITS: u8 = 15;
 /// A number as JSON has it.
 const NUMBER: &str = "^-?(?:0|[1-9][0-9]*)(?:[.][0-9]+)?(?:[eE][+-]?[0-9]+)?$";
 
+/// Base64 with its padding.
+const BASE64: &str = "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$";
+
 const DAY: &str = "[0-9]{4}-[0-9]{2}-[0-9]{2}";
 const TIME_OF_DAY: &str = "(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]";
 const ZONE: &str = "(?:Z|[+-][0-9]{2}(?::?[0-9]{2})?)";
@@ -110,11 +113,13 @@ impl Engine {
         }
     }
 
-    /// The text, where it is JSON. (What is no JSON gives null in each of Spark's and Trino's functions.)
+    /// The text, where it is JSON. (What is no JSON gives null in each of Spark's functions; Trino's take what they need and
+    /// look no further.)
     pub(super) fn json_of(self, bytes: &str) -> String {
         let text = self.text_of(bytes);
         match self {
-            Spark | Trino => text,
+            Spark => text,
+            Trino => format!("CASE WHEN TRY(json_parse({text})) IS NOT NULL THEN {text} END"),
             DuckDb => format!("CASE WHEN json_valid({text}) THEN {text} END"),
         }
     }
@@ -166,6 +171,12 @@ impl Engine {
     /// What a string says, or the text of a number or a truth.
     fn scalar(self, place: &Place) -> Result<String, String> {
         match self {
+            // get_json_object would write larger numbers with an exponent
+            Spark if !place.path.is_empty() => Ok(format!(
+                "try_variant_get(try_parse_json({}), {}, 'string')",
+                place.source,
+                self.path(place)?
+            )),
             Trino => Ok(format!(
                 "json_extract_scalar({}, {})",
                 place.source,
@@ -207,6 +218,17 @@ impl Engine {
     pub(super) fn value(self, place: &Place, of: &ColumnType) -> Result<String, String> {
         Ok(match &of.sql {
             SqlType::String => self.text(place)?,
+            SqlType::Boolean if self == Spark && !place.path.is_empty() => {
+                // only here a truth and the text of one are told apart
+                let (source, path) = (&place.source, self.path(place)?);
+                let get =
+                    |of: &str| format!("try_variant_get(try_parse_json({source}), {path}, '{of}')");
+                format!(
+                    "CASE WHEN schema_of_variant({}) = 'BOOLEAN' THEN {} END",
+                    get("variant"),
+                    get("boolean")
+                )
+            }
             SqlType::Boolean => {
                 let json = self.json(place)?;
                 format!("CASE {json} WHEN 'true' THEN TRUE WHEN 'false' THEN FALSE END")
@@ -214,10 +236,13 @@ impl Engine {
             SqlType::TinyInt | SqlType::SmallInt | SqlType::Int | SqlType::BigInt => {
                 let text = self.scalar(place)?;
                 let whole = self.literal("^(-?(?:0|[1-9][0-9]*))(?:[.]0+)?$");
-                format!(
-                    "TRY_CAST(regexp_extract({text}, {whole}, 1) AS {})",
-                    self.type_name(&of.sql)?
-                )
+                let cast =
+                    |of: &str| format!("TRY_CAST(regexp_extract({text}, {whole}, 1) AS {of})");
+                match (&of.sql, self) {
+                    (SqlType::TinyInt, Trino) => format!("CAST({} AS INTEGER)", cast("TINYINT")),
+                    (SqlType::SmallInt, Trino) => format!("CAST({} AS INTEGER)", cast("SMALLINT")),
+                    (of, _) => cast(&self.type_name(of)?),
+                }
             }
             SqlType::Float | SqlType::Double => {
                 let text = self.scalar(place)?;
@@ -243,9 +268,15 @@ impl Engine {
             }
             SqlType::Bytes => {
                 let text = self.scalar(place)?;
+                // Spark and Trino would do without the padding
+                let guarded = |of: &str| {
+                    let is_base64 = self.matches(&text, BASE64);
+                    format!("CASE WHEN {is_base64} THEN {of} END")
+                };
                 match self {
-                    Spark => format!("try_to_binary({text}, 'base64')"),
-                    Trino | DuckDb => format!("TRY(from_base64({text}))"),
+                    Spark => guarded(&format!("try_to_binary({text}, 'base64')")),
+                    Trino => guarded(&format!("TRY(from_base64({text}))")),
+                    DuckDb => format!("TRY(from_base64({text}))"),
                 }
             }
             SqlType::Date => self.guarded(&self.scalar(place)?, &format!("^{DAY}$"), "DATE"),
@@ -362,6 +393,8 @@ impl Engine {
         let no = |why: &str| Err(format!("{} {why}", self.name()));
         Ok(match (of, self) {
             (SqlType::Boolean, _) => "BOOLEAN".to_owned(),
+            // Trino keeps the view beside the table: its columns are of Iceberg's types
+            (SqlType::TinyInt | SqlType::SmallInt, Trino) => "INTEGER".to_owned(),
             (SqlType::TinyInt, _) => "TINYINT".to_owned(),
             (SqlType::SmallInt, _) => "SMALLINT".to_owned(),
             (SqlType::Int, Spark) => "INT".to_owned(),
@@ -385,20 +418,26 @@ impl Engine {
             (SqlType::Time(_), Spark) => {
                 return no("has no type for a time of day: declare it STRING");
             }
-            (SqlType::Time(precision), Trino) => format!("TIME({})", precision.digits()),
+            (
+                SqlType::Time(Precision::Nanos)
+                | SqlType::Timestamp(Precision::Nanos)
+                | SqlType::TimestampLtz(Precision::Nanos),
+                Trino,
+            ) => {
+                return no("has no nanoseconds in Iceberg's views: declare it with (6), or STRING");
+            }
+            (SqlType::Time(_), Trino) => "TIME(6)".to_owned(),
             (SqlType::Time(_), DuckDb) => "TIME".to_owned(),
             (SqlType::Timestamp(Precision::Nanos), Spark)
             | (SqlType::TimestampLtz(Precision::Nanos), Spark | DuckDb) => {
                 return no("has no nanoseconds in this type: declare it with (6), or STRING");
             }
             (SqlType::Timestamp(_), Spark) => "TIMESTAMP_NTZ".to_owned(),
-            (SqlType::Timestamp(precision), Trino) => format!("TIMESTAMP({})", precision.digits()),
+            (SqlType::Timestamp(_), Trino) => "TIMESTAMP(6)".to_owned(),
             (SqlType::Timestamp(Precision::Nanos), DuckDb) => "TIMESTAMP_NS".to_owned(),
             (SqlType::Timestamp(_), DuckDb) => "TIMESTAMP".to_owned(),
             (SqlType::TimestampLtz(_), Spark) => "TIMESTAMP".to_owned(),
-            (SqlType::TimestampLtz(precision), Trino) => {
-                format!("TIMESTAMP({}) WITH TIME ZONE", precision.digits())
-            }
+            (SqlType::TimestampLtz(_), Trino) => "TIMESTAMP(6) WITH TIME ZONE".to_owned(),
             (SqlType::TimestampLtz(_), DuckDb) => "TIMESTAMPTZ".to_owned(),
             (SqlType::Array(item), Spark) => format!("ARRAY<{}>", self.type_name(&item.sql)?),
             (SqlType::Array(item), Trino) => format!("ARRAY({})", self.type_name(&item.sql)?),

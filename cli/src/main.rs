@@ -25,8 +25,10 @@ mod maintain;
 mod process;
 mod promote;
 mod replay;
+mod schema;
 mod settings;
 mod signals;
+mod sql;
 mod status;
 mod telemetry;
 mod text;
@@ -108,6 +110,8 @@ enum Command {
     Verify(verify::VerifyArgs),
     Status(status::StatusArgs),
     Process(process::ProcessArgs),
+    Sql(sql::SqlArgs),
+    Schema(schema::SchemaArgs),
     Compare(compare::CompareArgs),
     Promote(promote::PromoteArgs),
     Rollback(promote::RollbackArgs),
@@ -145,7 +149,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     let level = match command {
         Command::Archive(_) => "info",
         Command::Process(args) if args.runs() => "info",
-        Command::Replay(_) => "warn",
+        Command::Replay(_) | Command::Sql(_) | Command::Schema(_) => "warn",
         _ => "off",
     };
     telemetry::start(cli.log_format, cli.log_level.as_deref(), level)?;
@@ -179,6 +183,15 @@ fn run(cli: Cli) -> Result<(), Failure> {
                 Some(asked) => Box::pin(process::run(asked, settings)).await,
                 None => Ok(()),
             },
+            Command::Sql(args) => {
+                let asked = args.asked()?;
+                let settings = settings(Needs::default())?;
+                Box::pin(sql::run(asked, &settings)).await
+            }
+            Command::Schema(args) => {
+                let settings = settings(Needs::default())?;
+                Box::pin(schema::run(args, &settings)).await
+            }
             Command::Compare(args) => compare::run(args, &settings(Needs::default())?).await,
             Command::Promote(args) => promote::promote(args, &settings(Needs::default())?).await,
             Command::Rollback(args) => promote::rollback(args, &settings(Needs::default())?).await,

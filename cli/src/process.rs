@@ -174,7 +174,7 @@ pub(crate) async fn run(
 ) -> Result<(), Failure> {
     let needs = asked.needs();
     match asked.mode {
-        Mode::Check => check(asked, settings(needs)).await,
+        Mode::Check => Box::pin(check(asked, settings(needs))).await,
         Mode::Flink => flink(asked, settings(needs)).await,
         Mode::Run => Box::pin(process(asked, &settings(needs)?)).await,
     }
@@ -381,6 +381,11 @@ pub(crate) fn scratch(location: &str) -> PathBuf {
     if let Some(path) = location.strip_prefix("file://") {
         return Path::new(path).join(".local");
     }
+    cache()
+}
+
+/// Where the system has room for what everlog can make again.
+pub(crate) fn cache() -> PathBuf {
     let folder = |name: &str| {
         std::env::var_os(name)
             .filter(|v| !v.is_empty())
@@ -394,9 +399,9 @@ pub(crate) fn scratch(location: &str) -> PathBuf {
 
 #[allow(
     clippy::disallowed_methods,
-    reason = "a secret that the job's file names"
+    reason = "a secret that a job's file or the configuration names"
 )]
-fn variable(name: &str) -> Option<String> {
+pub(crate) fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 

@@ -197,10 +197,10 @@ impl fmt::Debug for Secret {
 #[non_exhaustive]
 pub enum SecretError {
     /// No such variable.
-    #[error("the variable {0}, which the job file names for the schema registry, is not set")]
+    #[error("the variable {0}, which is named for the schema registry, is not set")]
     Variable(String),
     /// No such file.
-    #[error("{path}, which the job file names for the schema registry, cannot be read")]
+    #[error("{path}, which is named for the schema registry, cannot be read")]
     File {
         /// Which.
         path: String,
@@ -211,12 +211,14 @@ pub enum SecretError {
 }
 
 impl Secret {
-    fn new(text: &str) -> Self {
-        match text.split_once(':') {
-            Some(("env", name)) => Self::Variable(name.to_owned()),
-            Some(("file", path)) => Self::File(path.into()),
-            _ => Self::Literal(text.to_owned()),
-        }
+    /// `env:NAME`, `file:PATH`, or the secret itself; none where that names nothing.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (name, secret) = match text.split_once(':') {
+            Some(("env", name)) => (name, Self::Variable(name.to_owned())),
+            Some(("file", path)) => (path, Self::File(path.into())),
+            _ => (text, Self::Literal(text.to_owned())),
+        };
+        (!name.is_empty()).then_some(secret)
     }
 
     fn reveal(&self, variable: impl Fn(&str) -> Option<String>) -> Result<String, SecretError> {
@@ -231,6 +233,35 @@ impl Secret {
                     path: path.display().to_string(),
                     source,
                 }),
+        }
+    }
+}
+
+/// Credentials that do not go together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AuthProblem {
+    /// A user and no password.
+    NoPassword,
+    /// A password and no user.
+    NoUser,
+    /// A token, and a user or a password beside it.
+    TokenAndUser,
+}
+
+impl Auth {
+    /// What was given, if it goes together.
+    pub fn of(
+        user: Option<String>,
+        password: Option<Secret>,
+        token: Option<Secret>,
+    ) -> Result<Self, AuthProblem> {
+        match (user, password, token) {
+            (None, None, None) => Ok(Self::None),
+            (Some(user), Some(password), None) => Ok(Self::Basic { user, password }),
+            (None, None, Some(token)) => Ok(Self::Bearer(token)),
+            (Some(_), None, None) => Err(AuthProblem::NoPassword),
+            (None, Some(_), None) => Err(AuthProblem::NoUser),
+            (_, _, Some(_)) => Err(AuthProblem::TokenAndUser),
         }
     }
 }
@@ -685,21 +716,19 @@ impl Check<'_, '_> {
         let user = self.optional_text("source", "registry_user")?;
         let password = self.secret("registry_password")?;
         let token = self.secret("registry_token")?;
-        let auth = match (user, password, token) {
-            (None, None, None) => Some(Auth::None),
-            (Some(user), Some(password), None) => Some(Auth::Basic { user, password }),
-            (None, None, Some(token)) => Some(Auth::Bearer(token)),
-            (Some(_), None, None) => {
+        let auth = match Auth::of(user, password, token) {
+            Ok(auth) => Some(auth),
+            Err(AuthProblem::NoPassword) => {
                 let message = "is missing beside registry_user, add it like: registry_password = \"env:REGISTRY_PASSWORD\"";
                 self.file.problem("source", "registry_password", message);
                 None
             }
-            (None, Some(_), None) => {
+            Err(AuthProblem::NoUser) => {
                 let message = "is missing beside registry_password";
                 self.file.problem("source", "registry_user", message);
                 None
             }
-            (_, _, Some(_)) => {
+            Err(AuthProblem::TokenAndUser) => {
                 let message =
                     "excludes registry_user and registry_password: write a token or those";
                 self.file.problem("source", "registry_token", message);
@@ -720,18 +749,13 @@ impl Check<'_, '_> {
         let Some(text) = self.optional_text("source", key)? else {
             return Some(None);
         };
-        let secret = Secret::new(&text);
-        let empty = match &secret {
-            Secret::Literal(text) => text.is_empty(),
-            Secret::Variable(name) => name.is_empty(),
-            Secret::File(path) => path.as_os_str().is_empty(),
-        };
-        if empty {
+        let secret = Secret::parse(&text);
+        if secret.is_none() {
             let message = "names nothing: write env:NAME or file:PATH";
             self.file.problem("source", key, message);
             return None;
         }
-        Some(Some(secret))
+        Some(secret)
     }
 
     fn time(&mut self, event_time: bool) -> Option<EventTime> {

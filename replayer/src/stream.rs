@@ -210,6 +210,11 @@ impl EventStream {
         self.snapshot_id
     }
 
+    /// Where it stops, by what there was when it was opened: who reads the same topic twice for one answer ends both there.
+    pub fn stops(&self) -> &Stops {
+        &self.stops
+    }
+
     /// Recorded gaps passed so far, in order of passing.
     pub fn gaps_passed(&self) -> &[Gap] {
         &self.gaps

@@ -107,11 +107,13 @@ impl Lake {
              topics = {}\n\
              commit_interval = \"1s\"\n\
              memory = \"128MiB\"\n\
-             http = \"127.0.0.1:0\"\n",
+             http = \"127.0.0.1:0\"\n\
+             {}",
             quoted(bootstrap.to_owned()),
             quoted(format!("sqlite://{dir}/catalog.db")),
             quoted(format!("file://{dir}/warehouse")),
             toml::Value::from(topics.to_vec()),
+            topics.iter().map(|topic| decode(topic)).collect::<String>(),
         );
         std::fs::write(self.config(), text)?;
         let document = settings::read(Some(&self.config()), std::iter::empty())?;
@@ -154,6 +156,15 @@ impl Lake {
     pub(super) fn dir(&self) -> &Path {
         &self.dir
     }
+}
+
+/// What the topic's values are like, for the views of `everlog sql`.
+fn decode(topic: &str) -> String {
+    format!(
+        "\n[decode.\"{topic}\"]\n\
+         format = \"json\"\n\
+         columns = {{ event_id = \"STRING\", user_id = \"STRING\", product_id = \"STRING\", event_type = \"STRING\", timestamp_ms = \"BIGINT\" }}\n"
+    )
 }
 
 #[cfg(test)]

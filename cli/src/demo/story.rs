@@ -672,6 +672,10 @@ impl Story {
              {everlog} --config {config} process --flink {gold}\n\
              {everlog} --config {config} rollback {gold}\n\
              \n\
+             # SQL: ten questions are in docs/analysts.md\n\
+             {everlog} --config {config} sql\n\
+             {everlog} --config {config} sql \"SELECT event_type, count(*) FROM clickstream_raw_v GROUP BY event_type\"\n\
+             \n\
              # DuckDB\n\
              duckdb -c \"INSTALL iceberg; LOAD iceberg;\n\
              \x20 SELECT json_extract_string(decode(value), '$.event_type') AS event_type, count(*) AS events\n\

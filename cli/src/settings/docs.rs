@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use super::decode;
 use super::fields::{Absent, FIELDS, Field, Kind, Section};
 use super::source::{Origin, Raw, Written};
 use super::value::{format_bytes, format_duration, shown};
@@ -19,7 +20,7 @@ pub(super) fn toml_key(key: &str) -> String {
 }
 
 /// A text as TOML writes it.
-fn toml_text(text: &str) -> String {
+pub(super) fn toml_text(text: &str) -> String {
     toml::Value::String(text.to_owned()).to_string()
 }
 
@@ -129,6 +130,11 @@ pub(crate) fn default_file() -> String {
             }
         }
     }
+    out.push('\n');
+    comment(&mut out, decode::ABOUT);
+    for line in decode::EXAMPLE.lines() {
+        let _ = writeln!(out, "# {line}");
+    }
     out
 }
 
@@ -195,9 +201,11 @@ pub(crate) fn reference() -> String {
         out.push_str(match section {
             Section::Kafka => KAFKA_NOTES,
             Section::Catalog => CATALOG_NOTES,
+            Section::Registry => REGISTRY_NOTES,
             Section::Archive | Section::Replay => "",
         });
     }
+    out.push_str(decode::REFERENCE);
     out
 }
 
@@ -246,6 +254,10 @@ to the cluster. A cluster with TLS and SASL needs, for instance:
 \"sasl.username\" = \"everlog\"
 # EVERLOG_KAFKA__SASL_PASSWORD in the environment
 ```
+";
+
+const REGISTRY_NOTES: &str = "
+TLS trusts this system's authorities, or those in the file that the variable `SSL_CERT_FILE` names.
 ";
 
 const CATALOG_NOTES: &str = "
@@ -305,6 +317,7 @@ pub(crate) fn effective(raw: &Raw) -> String {
             );
         }
     }
+    out.push_str(&decode::effective(raw.decodes()));
     out
 }
 

@@ -12,11 +12,19 @@ pub(crate) enum Section {
     Archive,
     /// The replayer.
     Replay,
+    /// The schema registry.
+    Registry,
 }
 
 impl Section {
     /// All of them, in the order of the file.
-    pub(crate) const ALL: [Self; 4] = [Self::Kafka, Self::Catalog, Self::Archive, Self::Replay];
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Kafka,
+        Self::Catalog,
+        Self::Archive,
+        Self::Replay,
+        Self::Registry,
+    ];
 
     /// Its name in the file.
     pub(crate) const fn name(self) -> &'static str {
@@ -25,6 +33,7 @@ impl Section {
             Self::Catalog => "catalog",
             Self::Archive => "archive",
             Self::Replay => "replay",
+            Self::Registry => "registry",
         }
     }
 
@@ -46,6 +55,10 @@ impl Section {
             }
             Self::Archive => "The archiver, `everlog archive`.",
             Self::Replay => "The replayer, `everlog replay`.",
+            Self::Registry => {
+                "The schema registry (Confluent's protocol: Confluent, Apicurio, Karapace, Redpanda) of Avro values, for \
+                 `everlog sql` and `everlog schema`. Jobs name theirs in their own files."
+            }
         }
     }
 
@@ -382,6 +395,69 @@ pub(crate) const FIELDS: &[Field] = &[
         what: "Threads that decode files.",
         too_small: "A slower replay.",
         too_large: "More memory per partition in flight, no more speed.",
+    },
+    Field {
+        section: Section::Registry,
+        key: "url",
+        kind: Kind::Text,
+        absent: Absent::Means("there is no registry, and Avro values are bytes"),
+        example: "\"http://127.0.0.1:8081\"",
+        what: "Where the registry is, up to where `/schemas` and `/subjects` follow.",
+        too_small: "",
+        too_large: "",
+    },
+    Field {
+        section: Section::Registry,
+        key: "user",
+        kind: Kind::Text,
+        absent: Absent::Means("no user is given"),
+        example: "\"everlog\"",
+        what: "The user, or key, beside `password`.",
+        too_small: "",
+        too_large: "",
+    },
+    Field {
+        section: Section::Registry,
+        key: "password",
+        kind: Kind::Text,
+        absent: Absent::Means("no password is given"),
+        example: "\"env:REGISTRY_PASSWORD\"",
+        what: "The password, or secret: `env:NAME` is that variable's value, `file:PATH` what stands in that file, anything else the password itself.",
+        too_small: "",
+        too_large: "",
+    },
+    Field {
+        section: Section::Registry,
+        key: "token",
+        kind: Kind::Text,
+        absent: Absent::Means("no token is given"),
+        example: "\"env:REGISTRY_TOKEN\"",
+        what: "A bearer token, written like `password`, instead of user and password.",
+        too_small: "",
+        too_large: "",
+    },
+    Field {
+        section: Section::Registry,
+        key: "timeout",
+        kind: Kind::Duration {
+            min: 100,
+            max: MINUTE,
+        },
+        absent: Absent::Default("5s"),
+        example: "",
+        what: "How long one request may take; what fails for a moment is tried six times.",
+        too_small: "A registry that is slow for a moment is taken for one that does not answer.",
+        too_large: "A query waits long for a registry that is gone.",
+    },
+    Field {
+        section: Section::Registry,
+        key: "cache",
+        kind: Kind::Text,
+        absent: Absent::Means("`everlog/schemas` in the user's cache folder, which jobs use too"),
+        example: "\"/var/cache/everlog/schemas\"",
+        what: "The folder in which schemas are kept once they were asked for: their numbers never change their meaning.",
+        too_small: "",
+        too_large: "",
     },
 ];
 

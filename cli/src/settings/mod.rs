@@ -8,6 +8,7 @@
 //!
 //! This is the only place that reads the environment. Settings are data: clients and clocks are made from them elsewhere.
 
+mod decode;
 mod docs;
 mod fields;
 mod source;
@@ -21,15 +22,20 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use everlog_archiver::TopicPattern;
+use everlog_common::TopicName;
+use everlog_decode::registry::check_address;
 use everlog_kafka::Isolation;
+use everlog_processor::job::{Auth, AuthProblem, Registry, Secret};
+use everlog_query::TopicFormat;
 use everlog_table::catalog::CatalogError;
 use everlog_table::schema::PartitionBy;
 use everlog_table::storage::StorageError;
 use rdkafka::ClientConfig;
 
+pub(crate) use decode::table_text;
 pub(crate) use docs::{default_file, effective, reference};
 use fields::{Absent, Field, KAFKA_COMMON, KAFKA_OWN, Kind, Section, did_you_mean, find};
-use source::{Located, Origin, Problem, Raw, Written, article, one_line};
+use source::{Located, Origin, Problem, Raw, Written, one_line, shown_written};
 pub(crate) use value::Properties;
 use value::{format_bytes, format_duration, parse_bytes, parse_duration};
 
@@ -124,6 +130,15 @@ pub(crate) struct ReplaySettings {
     pub(crate) threads: usize,
 }
 
+/// `[registry]`.
+#[derive(Debug, Clone)]
+pub(crate) struct RegistrySettings {
+    /// Where it is, and who we are to it; its secrets are not looked up yet.
+    pub(crate) registry: Registry,
+    /// Where schemas are kept.
+    pub(crate) cache: Option<PathBuf>,
+}
+
 /// The whole configuration, checked, every value present.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
@@ -135,6 +150,10 @@ pub(crate) struct Settings {
     pub(crate) archive: ArchiveSettings,
     /// The replayer.
     pub(crate) replay: ReplaySettings,
+    /// The schema registry, where there is one.
+    pub(crate) registry: Option<RegistrySettings>,
+    /// How topics' values are written, ascending by topic.
+    pub(crate) decode: Vec<(TopicName, TopicFormat)>,
 }
 
 /// Everything that is wrong with the configuration.
@@ -304,6 +323,9 @@ impl Check<'_> {
             Some(_) => self.integer(Replay, "threads"),
             None => Some(std::thread::available_parallelism().map_or(1, |n| n.get() as u64)),
         };
+        let registry = self.registry();
+        let has_registry = self.raw.get(Section::Registry, "url").is_some();
+        let decode = decode::formats(self.raw.decodes(), has_registry, &mut self.problems);
 
         Some(Settings {
             kafka,
@@ -338,7 +360,76 @@ impl Check<'_> {
                 memory: replay_memory?,
                 threads: usize::try_from(threads?).ok()?,
             },
+            registry: registry?,
+            decode,
         })
+    }
+
+    /// `[registry]`; the outer none is a problem that was told.
+    fn registry(&mut self) -> Option<Option<RegistrySettings>> {
+        let section = Section::Registry;
+        let url = self.text(section, "url", false);
+        let user = self.text(section, "user", false);
+        let password = self.secret("password");
+        let token = self.secret("token");
+        let timeout = self.duration(section, "timeout");
+        let cache = self.text(section, "cache", false).map(PathBuf::from);
+        let auth = match Auth::of(user, password?, token?) {
+            Ok(auth) => auth,
+            Err(AuthProblem::NoPassword) => {
+                let message =
+                    "is missing beside user, add it like: password = \"env:REGISTRY_PASSWORD\"";
+                self.problem(section, "password", message.to_owned());
+                return None;
+            }
+            Err(AuthProblem::NoUser) => {
+                self.problem(section, "user", "is missing beside password".to_owned());
+                return None;
+            }
+            Err(AuthProblem::TokenAndUser) => {
+                let message = "excludes user and password: write a token or those";
+                self.problem(section, "token", message.to_owned());
+                return None;
+            }
+        };
+        let Some(url) = url else {
+            // the timeout alone is what `config print` shows of no registry
+            let others = ["user", "password", "token", "cache"];
+            if others
+                .iter()
+                .any(|key| self.raw.get(section, key).is_some())
+            {
+                let message = "is missing, add it like: url = \"http://127.0.0.1:8081\"";
+                self.problem(section, "url", message.to_owned());
+            }
+            return Some(None);
+        };
+        if let Err(why) = check_address(&url) {
+            self.problem(section, "url", why);
+            return None;
+        }
+        Some(Some(RegistrySettings {
+            registry: Registry {
+                url,
+                auth,
+                timeout: timeout?,
+            },
+            cache,
+        }))
+    }
+
+    /// A secret, or where to find it; the outer none is a problem that was told.
+    fn secret(&mut self, key: &str) -> Option<Option<Secret>> {
+        let Some(text) = self.text(Section::Registry, key, false) else {
+            return Some(None);
+        };
+        let secret = Secret::parse(&text);
+        if secret.is_none() {
+            let message = "names nothing: write env:NAME or file:PATH";
+            self.problem(Section::Registry, key, message.to_owned());
+            return None;
+        }
+        Some(secret)
     }
 
     /// `[kafka]`: each property is shown to librdkafka, which knows its own names and values best.
@@ -530,15 +621,7 @@ impl Check<'_> {
     }
 
     fn wrong_type(&mut self, field: &Field, written: &Written, expected: &str) {
-        let found = match written {
-            Written::Text(text) => format!("{text:?}"),
-            Written::Integer(number) | Written::Float(number) => {
-                format!("the number {number}")
-            }
-            Written::Switch(switch) => switch.to_string(),
-            Written::List(_) => article("list"),
-            Written::Other(what) => (*what).to_owned(),
-        };
+        let found = shown_written(written);
         self.problem(
             field.section,
             field.key,

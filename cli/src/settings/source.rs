@@ -12,6 +12,7 @@ use std::fmt;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::decode::{self, Decodes};
 use super::fields::{
     CATALOG_COMMON, FIELDS, KAFKA_COMMON, KAFKA_RESERVED, Kind, Section, did_you_mean, find,
     near_miss,
@@ -40,7 +41,7 @@ impl fmt::Display for Origin {
 }
 
 /// A value as written.
-#[derive(Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Written {
     /// Text; from the environment everything but lists is.
     Text(String),
@@ -93,6 +94,7 @@ impl fmt::Display for Problem {
 #[derive(Clone, Default)]
 pub(crate) struct Raw {
     values: BTreeMap<(Section, String), Located>,
+    decodes: Decodes,
     /// The file is no TOML: nothing of it was read.
     is_broken: bool,
 }
@@ -101,6 +103,11 @@ impl Raw {
     /// Whether the file has a syntax error, so that nothing can be said of what stands in it.
     pub(crate) const fn is_broken(&self) -> bool {
         self.is_broken
+    }
+
+    /// What `[decode."TOPIC"]` says of topics.
+    pub(super) const fn decodes(&self) -> &Decodes {
+        &self.decodes
     }
 
     /// One value.
@@ -119,21 +126,37 @@ impl Raw {
     /// Reads the file's text; syntax errors end it, everything else is gathered.
     pub(crate) fn read_file(&mut self, text: &str, problems: &mut Vec<Problem>) {
         let lines = Lines::new(text);
-        let (table, errors) = DeTable::parse_recoverable(text);
-        for error in &errors {
-            let (line, column) = error.span().map_or((1, 1), |s| lines.place(s.start));
-            problems.push(Problem {
-                key: String::new(),
-                origin: Some(Origin::Line(line)),
-                message: format!("column {column}: {}", one_line(error.message())),
-            });
-        }
-        self.is_broken = !errors.is_empty();
-        if self.is_broken {
-            return;
-        }
+        let table = match DeTable::parse(text) {
+            Ok(table) => table,
+            Err(first) => {
+                self.is_broken = true;
+                for error in syntax_errors(text, first) {
+                    let (line, column) = error.span().map_or((1, 1), |s| lines.place(s.start));
+                    problems.push(Problem {
+                        key: String::new(),
+                        origin: Some(Origin::Line(line)),
+                        message: format!("column {column}: {}", one_line(error.message())),
+                    });
+                }
+                return;
+            }
+        };
         for (name, value) in table.get_ref() {
             let origin = Origin::Line(lines.place(name.span().start).0);
+            if name.get_ref() == decode::NAME {
+                match value.get_ref() {
+                    DeValue::Table(table) => self.decodes = decode::read(table, &lines, problems),
+                    other => problems.push(Problem {
+                        key: decode::NAME.to_owned(),
+                        origin: Some(origin),
+                        message: format!(
+                            "must be tables, written [decode.\"TOPIC\"], not {}",
+                            article(other.type_str())
+                        ),
+                    }),
+                }
+                continue;
+            }
             let Some(section) = Section::parse(name.get_ref()) else {
                 problems.push(unknown_section(name.get_ref(), origin));
                 continue;
@@ -202,7 +225,10 @@ impl Raw {
             .collect();
         ours.sort();
         // Candidates come from the file alone, so that one variable never changes what another means.
-        let file = self.clone();
+        let file = Self {
+            values: self.values.clone(),
+            ..Self::default()
+        };
         for (name, value) in ours {
             let origin = Origin::Variable(name.clone());
             let problem = |message: String| Problem {
@@ -262,13 +288,19 @@ impl Raw {
     fn key_of(&self, variable: &str) -> Result<(Section, String), String> {
         let rest = variable.strip_prefix(ENV_PREFIX).unwrap_or(variable);
         let (section_name, key) = rest.split_once("__").unwrap_or((rest, ""));
+        if section_name.eq_ignore_ascii_case(decode::NAME) {
+            return Err(
+                "[decode] stands in the file alone, one table for each topic: [decode.\"TOPIC\"]"
+                    .to_owned(),
+            );
+        }
         let section = Section::parse(&section_name.to_ascii_lowercase()).ok_or_else(|| {
             let hint = did_you_mean(
                 &section_name.to_ascii_lowercase(),
                 Section::ALL.map(Section::name),
             )
             .map_or_else(
-                || "the sections are KAFKA, CATALOG, ARCHIVE and REPLAY".to_owned(),
+                || "the sections are KAFKA, CATALOG, ARCHIVE, REPLAY and REGISTRY".to_owned(),
                 |s| format!("did you mean {ENV_PREFIX}{}__{key}?", s.to_uppercase()),
             );
             format!("there is no section {section_name}; {hint}")
@@ -341,7 +373,7 @@ fn known(section: Section) -> impl Iterator<Item = &'static str> {
     let common: &[&str] = match section {
         Section::Kafka => KAFKA_COMMON,
         Section::Catalog => CATALOG_COMMON,
-        Section::Archive | Section::Replay => &[],
+        Section::Archive | Section::Replay | Section::Registry => &[],
     };
     let reserved = KAFKA_RESERVED
         .iter()
@@ -380,7 +412,7 @@ fn judge_key(section: Section, key: &str, origin: &Origin) -> Option<Problem> {
             CATALOG_COMMON.contains(&key)
                 || (key.contains('.') && near_miss(key, CATALOG_COMMON).is_none())
         }
-        Section::Archive | Section::Replay => false,
+        Section::Archive | Section::Replay | Section::Registry => false,
     };
     if allowed {
         return None;
@@ -400,11 +432,12 @@ fn judge_key(section: Section, key: &str, origin: &Origin) -> Option<Problem> {
 
 fn unknown_section(name: &str, origin: Origin) -> Problem {
     let home = FIELDS.iter().find(|f| f.key == name).map(|f| f.section);
-    let hint = did_you_mean(name, Section::ALL.map(Section::name))
+    let names = Section::ALL.map(Section::name).into_iter();
+    let hint = did_you_mean(name, names.chain([decode::NAME]))
         .map(|s| format!("did you mean [{s}]?"))
         .or_else(|| home.map(|s| format!("it belongs in [{}]", s.name())))
         .unwrap_or_else(|| {
-            "the sections are [kafka], [catalog], [archive] and [replay]".to_owned()
+            "the sections are [kafka], [catalog], [archive], [replay], [registry] and [decode.\"TOPIC\"]".to_owned()
         });
     Problem {
         key: name.to_owned(),
@@ -413,7 +446,18 @@ fn unknown_section(name: &str, origin: Origin) -> Problem {
     }
 }
 
-fn written(value: &Spanned<DeValue<'_>>) -> Written {
+/// A value in a message.
+pub(super) fn shown_written(written: &Written) -> String {
+    match written {
+        Written::Text(text) => format!("{text:?}"),
+        Written::Integer(number) | Written::Float(number) => format!("the number {number}"),
+        Written::Switch(switch) => switch.to_string(),
+        Written::List(_) => article("list"),
+        Written::Other(what) => (*what).to_owned(),
+    }
+}
+
+pub(super) fn written(value: &Spanned<DeValue<'_>>) -> Written {
     match value.get_ref() {
         DeValue::String(text) => Written::Text(text.clone().into_owned()),
         DeValue::Integer(number) => Written::Integer(
@@ -449,14 +493,44 @@ fn parse_list(text: &str) -> Written {
     )
 }
 
+/// What else is no TOML near the first such place. Each error takes as much memory as the text: a file that is none at all has
+/// more of them than anybody reads.
+fn syntax_errors(text: &str, first: toml::de::Error) -> Vec<toml::de::Error> {
+    /// Bytes behind the first error in which more are looked for.
+    const NEAR: usize = 512;
+    let near = first.span().map_or(0, |span| span.start) + NEAR;
+    // up to the end of a line, which is no place in the middle of a character
+    let end = text
+        .bytes()
+        .enumerate()
+        .skip(near)
+        .find(|(_, byte)| *byte == b'\n')
+        .map_or(text.len(), |(at, _)| at + 1);
+    let part = text.get(..end).unwrap_or(text);
+    let (_, mut errors) = DeTable::parse_recoverable(part);
+    if end < text.len() {
+        // what is open at the end may be closed behind it
+        errors.retain(|error| error.span().is_none_or(|span| span.end < end));
+    }
+    if errors.is_empty() {
+        errors.push(first);
+    }
+    errors
+}
+
 /// Finds lines by byte positions.
-struct Lines<'a> {
+pub(super) struct Lines<'a> {
     text: &'a str,
 }
 
 impl<'a> Lines<'a> {
     const fn new(text: &'a str) -> Self {
         Self { text }
+    }
+
+    /// The line, from 1.
+    pub(super) fn line(&self, at: usize) -> usize {
+        self.place(at).0
     }
 
     /// Line and column, from 1.

@@ -1,6 +1,6 @@
 use super::*;
 
-fn document(file: &str, variables: &[(&str, &str)]) -> Document {
+pub(super) fn document(file: &str, variables: &[(&str, &str)]) -> Document {
     let mut raw = Raw::default();
     let mut problems = Vec::new();
     raw.read_file(file, &mut problems);
@@ -17,7 +17,7 @@ fn document(file: &str, variables: &[(&str, &str)]) -> Document {
     }
 }
 
-fn problems(file: &str, variables: &[(&str, &str)], needs: Needs) -> Vec<String> {
+pub(super) fn problems(file: &str, variables: &[(&str, &str)], needs: Needs) -> Vec<String> {
     document(file, variables)
         .settings(needs)
         .err()
@@ -332,13 +332,74 @@ fn the_default_file_is_right_as_it_stands_and_with_every_comment_taken_away() {
     let all: String = text
         .lines()
         .map(|line| match line.strip_prefix("# ") {
+            Some(rest) if rest.starts_with("[decode") => rest,
             Some(rest) if rest.contains(" = ") && !rest.ends_with('.') => rest,
             _ => line,
         })
+        // user and password are the other way to say it
+        .filter(|line| !line.starts_with("token = "))
         .fold(String::new(), |text, line| text + line + "\n");
     let settings = document(&all, &[]).settings(Needs::ALL).unwrap();
     assert_eq!(settings.archive.group.as_deref(), Some("everlog-archive"));
     assert_eq!(settings.replay.threads, 2);
+    assert!(settings.registry.is_some());
+    assert_eq!(settings.decode[0].0.to_string(), "clickstream.raw");
+}
+
+#[test]
+fn the_registry_is_judged_as_in_a_job() {
+    let registry = |text: &str| format!("{SMALL}\n[registry]\n{text}");
+    let settings = document(
+        &registry("url = \"https://r:8081\"\nuser = \"ann\""),
+        &[("EVERLOG_REGISTRY__PASSWORD", "hunter2")],
+    );
+    assert!(!effective(settings.raw()).contains("hunter2"));
+    let settings = settings.settings(Needs::ALL).unwrap();
+    assert!(!format!("{settings:?}").contains("hunter2"));
+    let registry_of = settings.registry.unwrap();
+    assert_eq!(registry_of.registry.timeout, Duration::from_secs(5));
+    assert_eq!(registry_of.cache, None);
+    assert!(matches!(registry_of.registry.auth, Auth::Basic { .. }));
+    for (text, expected) in [
+        (
+            "user = \"ann\"\npassword = \"x\"",
+            "registry.url: is missing, add it like: url = ",
+        ),
+        (
+            "url = \"r:8081\"",
+            "registry.url (line 12): \"r:8081\" is no http:// or https:// address; write it like",
+        ),
+        (
+            "url = \"http://r\"\nuser = \"a\"",
+            "registry.password: is missing beside user, add it like: password = \"env:REGISTRY_PASSWORD\"",
+        ),
+        (
+            "url = \"http://r\"\npassword = \"a\"",
+            "registry.user: is missing beside password",
+        ),
+        (
+            "url = \"http://r\"\nuser = \"a\"\ntoken = \"b\"",
+            "registry.token (line 14): excludes user and password: write a token or those",
+        ),
+        (
+            "url = \"http://r\"\ntoken = \"env:\"",
+            "registry.token (line 13): names nothing: write env:NAME or file:PATH",
+        ),
+        (
+            "url = \"http://r\"\ntimeout = \"1h\"",
+            "registry.timeout (line 13): is 1h, must be from 100ms to 1m",
+        ),
+        (
+            "uri = \"http://r\"",
+            "registry.uri (line 12): is unknown; did you mean url?",
+        ),
+    ] {
+        let found = problems(&registry(text), &[], Needs::ALL);
+        assert!(
+            found.iter().any(|p| p.starts_with(expected)),
+            "{expected}\n{found:#?}"
+        );
+    }
 }
 
 #[test]

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use everlog_common::{EventColumns, Generation, Partition, TopicName, compute};
 use parquet::arrow::arrow_reader::ArrowReaderMetadata;
 use parquet::errors::ParquetError;
+use parquet::file::metadata::ParquetMetaData;
 
 use crate::files::{FileBounds, FileRange, PlannedFile};
 use crate::schema::Column;
@@ -30,7 +31,7 @@ use decode::{DecodeError, Fetched};
 
 #[cfg(test)]
 pub(crate) use open::parse as check_footer;
-pub use open::read_footer;
+pub use open::{read_footer, read_plain_footer};
 
 /// Why a data file cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -127,6 +128,35 @@ pub struct FileFooter {
 struct Own {
     topic: String,
     checksums: Vec<u64>,
+}
+
+/// What a Parquet file of any table says of itself.
+#[derive(Debug, Clone)]
+pub struct PlainFooter {
+    /// Parquet's own metadata, without a page index: that has no checksum.
+    pub parquet: Arc<ParquetMetaData>,
+    /// The checksums of all column chunks, row group after row group, where everlog's archiver wrote the file.
+    pub checksums: Option<Vec<u64>>,
+}
+
+impl FileFooter {
+    /// The topic of all rows, where everlog wrote the file.
+    pub fn topic(&self) -> Option<&str> {
+        self.own.as_ref().map(|own| own.topic.as_str())
+    }
+
+    /// The same without what only an archive's files have.
+    pub fn into_plain(self) -> PlainFooter {
+        PlainFooter {
+            parquet: Arc::clone(self.metadata.metadata()),
+            checksums: self.own.map(|own| own.checksums),
+        }
+    }
+}
+
+/// Whether a column chunk's bytes are those that its file's footer has the checksum of.
+pub fn is_intact(chunk: &[u8], checksum: u64) -> bool {
+    crate::footer::checksum(chunk) == checksum
 }
 
 /// Rows of one partition, in file order.

@@ -3,6 +3,7 @@
 //!
 //! This module never asks a registry: [`Avro::unlearned`] says which schemas it has to be told of, [`Avro::learn`] tells it.
 
+mod compat;
 mod plan;
 mod read;
 mod schema;
@@ -12,6 +13,7 @@ use std::fmt;
 
 use arrow_array::BinaryArray;
 
+pub use self::compat::{Misfit, misfits};
 pub use self::schema::SchemaError;
 
 use self::plan::{Read, TargetField};
@@ -138,6 +140,56 @@ impl Avro {
             Some(Ok(plan)) => read::record(body, &plan.schema, &plan.read, row, len),
         })
     }
+}
+
+/// Reads records into some of the columns, each by itself: see [`read::columns`].
+#[derive(Debug)]
+pub(crate) struct AvroColumns {
+    avro: Avro,
+    /// Where each column comes to stand.
+    places: Vec<Option<usize>>,
+}
+
+impl AvroColumns {
+    pub(crate) fn new(avro: Avro, places: Vec<Option<usize>>) -> Self {
+        Self { avro, places }
+    }
+
+    pub(crate) fn unlearned(&self, values: &BinaryArray) -> Vec<SchemaId> {
+        self.avro.unlearned(values)
+    }
+
+    pub(crate) fn learn(&mut self, id: SchemaId, answer: Result<&RegisteredSchema, &str>) {
+        self.avro.learn(id, answer);
+        if let Some(Ok(plan)) = self.avro.plans.get_mut(&id) {
+            let read = std::mem::replace(&mut plan.read, Read::Null);
+            plan.read = plan::projected(read, &self.places);
+        }
+    }
+
+    /// Reads one value into the row `len`; the outer error is a schema that was not learned.
+    pub(crate) fn columns(
+        &self,
+        value: &[u8],
+        row: &mut Row,
+        len: usize,
+        required: &[bool],
+    ) -> Result<Result<Option<Fault>, Fault>, SchemaId> {
+        let (id, body) = match split(value) {
+            Ok(parts) => parts,
+            Err(fault) => return Ok(Err(fault)),
+        };
+        Ok(match self.avro.plans.get(&id) {
+            None => return Err(id),
+            Some(Err(why)) => Err(Fault::new(format!("schema {id}: {why}"))),
+            Some(Ok(plan)) => read::columns(body, &plan.schema, &plan.read, row, len, required),
+        })
+    }
+}
+
+/// The number of the schema that a value says it was written with; none of what is no such value.
+pub fn schema_id(value: &[u8]) -> Option<SchemaId> {
+    split(value).ok().map(|(id, _)| id)
 }
 
 /// The number of the schema, and what was written with it.

@@ -228,6 +228,47 @@ impl Row {
         Ok(())
     }
 
+    /// Lets `push` give a field, which may be null, its row `len`. Where it cannot, the field gets null, and what is wrong is
+    /// returned; so is a null of a field that is declared NOT NULL.
+    pub(crate) fn one(
+        &mut self,
+        at: usize,
+        len: usize,
+        required: &[bool],
+        push: impl FnOnce(&mut Builder) -> Result<(), Fault>,
+    ) -> Result<Option<Fault>, Fault> {
+        let Some(field) = self.fields.get_mut(at) else {
+            return Ok(None);
+        };
+        let fault = match push(field) {
+            Ok(()) if required.get(at) == Some(&true) && field.is_null(len) => {
+                Fault::new("is null, and is NOT NULL")
+            }
+            Ok(()) => return Ok(None),
+            Err(fault) => {
+                field.truncate(len);
+                field.push_null()?;
+                fault
+            }
+        };
+        Ok(Some(fault.in_field(self.name(at))))
+    }
+
+    /// Gives null to every field that has no row `len` yet, all of which may be null; what is wrong with the first of them
+    /// that is declared NOT NULL.
+    pub(crate) fn fill(&mut self, len: usize, required: &[bool]) -> Option<Fault> {
+        let mut first = None;
+        for (i, field) in self.fields.iter_mut().enumerate() {
+            if field.len() == len {
+                field.push_blank();
+                if required.get(i) == Some(&true) {
+                    first.get_or_insert(i);
+                }
+            }
+        }
+        first.map(|i| Fault::new("is missing, and is NOT NULL").in_field(self.name(i)))
+    }
+
     /// The columns as arrays, and empty ones in their place.
     pub(crate) fn finish(&mut self) -> Result<Vec<ArrayRef>, ArrowError> {
         self.fields.iter_mut().map(Builder::finish).collect()
@@ -307,6 +348,11 @@ impl Builder {
 
     pub(crate) fn len(&self) -> usize {
         self.nulls.len()
+    }
+
+    /// Whether a row that is there is null.
+    pub(crate) fn is_null(&self, row: usize) -> bool {
+        !self.nulls.is_valid(row)
     }
 
     /// Takes back all rows from `len`.

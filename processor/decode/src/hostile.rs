@@ -1,11 +1,14 @@
 //! Hostile values: each is a row or a dead letter, and holds no more than its length allows.
 
-use arrow_array::Array;
+use arrow_array::{Array, BinaryArray};
 use everlog_common::EventColumns;
 use everlog_hostile::{feed, feed_text};
 
 use crate::tests::rows;
-use crate::{Columns, Decoder, RegisteredSchema, SchemaId};
+use crate::{
+    Columns, Decoder, Inference, PathPart, RegisteredSchema, SchemaId, ValueFormat, ValueReader,
+    find, misfits,
+};
 
 const COLUMNS: [(&str, &str); 11] = [
     ("user_id", "STRING NOT NULL"),
@@ -53,6 +56,108 @@ fn json_is_a_row_or_a_dead_letter() {
     }
     feed("JSON value", &corpus, |bytes| {
         one(&mut decoder.borrow_mut(), &rows([Some(bytes)]));
+    });
+}
+
+/// Questions: a row for any bytes, and any projection as the whole.
+#[test]
+fn json_is_columns_and_what_is_wrong_with_them() {
+    let corpus: [&[u8]; 3] = [
+        br#"{"user_id":"u1","timestamp_ms":1700000000000,"price":19.99,"ok":true,"score":1.5e3,"at":"2026-01-31T08:00:00.123Z"}"#,
+        br#"{"user_id":1,"items":[{"id":1,"a":2,"names":{"x":"y","z":null}},{"id":2}],"other":[[[{"x":1}]]]}"#,
+        br#"{"attributes":{"a":[1,2.5],"b":[],"c":null},"user_id":{"deep":[[[[[[]]]]]]},"ok":7}"#,
+    ];
+    let format = ValueFormat::Json(Columns::parse(COLUMNS).unwrap());
+    let all: Vec<usize> = (0..COLUMNS.len()).collect();
+    let reader = |projection: &[usize], errors| {
+        std::cell::RefCell::new(ValueReader::new(&format, projection, errors).unwrap())
+    };
+    let (whole, some) = (reader(&all, true), reader(&[9, 0, 10], false));
+    feed("JSON columns", &corpus, |bytes| {
+        let values = BinaryArray::from_iter_values([bytes]);
+        let whole = whole.borrow_mut().read(&values).unwrap();
+        let some = some.borrow_mut().read(&values).unwrap();
+        for (ours, at) in some.columns.iter().zip([9, 0, 10]) {
+            ours.to_data().validate_full().expect("valid columns");
+            assert_eq!((ours.len(), ours), (1, &whole.columns[at]));
+        }
+        let error = whole
+            .errors
+            .as_ref()
+            .and_then(|errors| errors.iter().next());
+        if let Some(Some(error)) = error {
+            assert!(error.len() < 1_000 && !error.contains('\n'), "{error}");
+        }
+    });
+}
+
+#[test]
+fn avro_is_columns_and_what_is_wrong_with_them() {
+    let good = click();
+    let format = ValueFormat::Avro(Columns::parse(COLUMNS).unwrap());
+    let all: Vec<usize> = (0..COLUMNS.len()).collect();
+    let reader = |projection: &[usize], errors| {
+        let mut reader = ValueReader::new(&format, projection, errors).unwrap();
+        reader.learn(SchemaId(7), Ok(&RegisteredSchema::avro(WRITER)));
+        std::cell::RefCell::new(reader)
+    };
+    let (whole, some) = (reader(&all, true), reader(&[10, 1], false));
+    feed("Avro columns", &[&good], |bytes| {
+        let values = BinaryArray::from_iter_values([bytes]);
+        let read = |reader: &std::cell::RefCell<ValueReader>| {
+            let mut reader = reader.borrow_mut();
+            for id in reader.unlearned(&values) {
+                reader.learn(id, Err("nobody knows it"));
+            }
+            reader.read(&values).unwrap()
+        };
+        let (whole, some) = (read(&whole), read(&some));
+        for (ours, at) in some.columns.iter().zip([10, 1]) {
+            ours.to_data().validate_full().expect("valid columns");
+            assert_eq!(ours, &whole.columns[at]);
+        }
+    });
+}
+
+#[test]
+fn any_bytes_say_something_of_columns_or_nothing() {
+    let corpus: [&[u8]; 2] = [
+        br#"{"a":1,"b":[{"c":"2026-01-31T08:00:00Z","d":{"e":1.5}},null],"f":{"g":{"h":[[]]}}}"#,
+        br#"{"":0,"\u0061":12345678901234567890,"x":{"k1":1,"k2":2}}"#,
+    ];
+    feed("sample", &corpus, |bytes| {
+        let mut inference = Inference::new();
+        let added = inference.add(bytes);
+        if let (Ok(()), Ok(columns)) = (added, inference.columns()) {
+            for column in &columns {
+                let text = column.of.to_string();
+                assert_eq!(text.parse().as_ref(), Ok(&column.of));
+            }
+        }
+    });
+}
+
+#[test]
+fn a_place_in_any_bytes_is_json_or_nothing() {
+    let corpus: [&[u8]; 2] = [
+        br#"{"a":[1,{"b":"\u00e4"}],"c":null}"#,
+        br#"[{"a":{"b":[true,-1.5e3]}},"x"]"#,
+    ];
+    let paths: [&[PathPart<'_>]; 4] = [
+        &[],
+        &[PathPart::Key("a"), PathPart::Index(1), PathPart::Key("b")],
+        &[PathPart::Index(0), PathPart::Key("a")],
+        &[PathPart::Key("c")],
+    ];
+    feed("JSON path", &corpus, |bytes| {
+        let scratch = &mut Vec::new();
+        for path in paths {
+            if let Some(found) = find(bytes, path, scratch) {
+                let _ = (found.integer(), found.float(), found.boolean());
+                let _ = (found.text(scratch), found.len(scratch));
+                serde_json::from_str::<serde::de::IgnoredAny>(found.json()).expect("JSON");
+            }
+        }
     });
 }
 
@@ -161,6 +266,10 @@ fn schemas_are_used_or_refused() {
         let mut decoder = Decoder::avro(Columns::parse(COLUMNS).unwrap());
         decoder.learn(SchemaId(7), Ok(&schema));
         one(&mut decoder, &value);
+        let click = RegisteredSchema::avro(WRITER);
+        for found in [misfits(&schema, &click), misfits(&click, &schema)] {
+            assert!(found.map_or(0, |found| found.len()) <= 20);
+        }
         if let Ok(mut decoder) = Decoder::avro_as(&schema) {
             decoder.learn(SchemaId(7), Ok(&RegisteredSchema::avro(WRITER)));
             one(&mut decoder, &value);

@@ -3,6 +3,8 @@
 //! Each value is parsed straight into the column that it is for. What no column is for is checked to be JSON, and skipped.
 //! Nothing here recurses deeper than declared types nest.
 
+pub(crate) mod path;
+
 use std::borrow::Cow;
 
 use base64::Engine as _;
@@ -23,42 +25,60 @@ pub(crate) fn record(
     len: usize,
     scratch: &mut Vec<u8>,
 ) -> Result<(), Fault> {
-    if let Err(error) = std::str::from_utf8(text) {
-        return Err(Fault::new(format!(
-            "the value is no JSON: it is not UTF-8 at byte {}",
-            error.valid_up_to()
-        )));
-    }
-    let mut reader = Reader {
-        text,
-        at: 0,
-        scratch,
-        budget: Budget::of(text.len()),
-    };
-    reader.space();
-    if reader.byte() != Some(b'{') {
-        return Err(reader.unexpected("an object with the columns"));
-    }
-    reader.at += 1;
+    let mut reader = Reader::of_object(text, scratch)?;
     reader.members(row, len)?;
-    reader.space();
-    match reader.byte() {
-        None => Ok(()),
-        Some(_) => Err(reader.unexpected("the end of the value")),
-    }
+    reader.end()
 }
 
-struct Reader<'a> {
+/// The same, where what is wrong with a column costs only that column: it is null then. The first such thing is returned;
+/// `required` says which columns are declared NOT NULL. An error is of a value that is no JSON object: as for [`record`].
+///
+/// What a column gets depends on nothing but the value and the column, and whether the value is a JSON object at all does not
+/// depend on the columns: any projection gives the same.
+pub(crate) fn columns(
+    text: &[u8],
+    row: &mut Row,
+    len: usize,
+    required: &[bool],
+    scratch: &mut Vec<u8>,
+) -> Result<Option<Fault>, Fault> {
+    let mut reader = Reader::of_object(text, scratch)?;
+    reader.counts_all = true;
+    let mut first = None;
+    let mut guess = 0;
+    if !reader.is_empty(b'}') {
+        loop {
+            if let Some(i) = reader.name(row, guess)? {
+                guess = i + 1;
+                let fault = reader.column(row, i, len, required)?;
+                first = first.or(fault);
+            } else {
+                reader.skip()?;
+            }
+            if !reader.another(b'}', "',' or '}'")? {
+                break;
+            }
+        }
+    }
+    reader.end()?;
+    Ok(first.or(row.fill(len, required)))
+}
+
+pub(crate) struct Reader<'a> {
     /// UTF-8.
     text: &'a [u8],
     at: usize,
     /// What a string with escapes says.
     scratch: &'a mut Vec<u8>,
     budget: Budget,
+    /// Arrays and objects around the reader that were read into a column.
+    open: u32,
+    /// Whether these count where nesting is bounded: then a value is skipped exactly if it can be skipped as a whole.
+    counts_all: bool,
 }
 
 /// A string's content.
-enum Text<'a> {
+pub(crate) enum Text<'a> {
     /// As it stands between the quotes.
     Plain(&'a [u8]),
     /// Had escapes; its content is in the scratch.
@@ -66,11 +86,49 @@ enum Text<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn byte(&self) -> Option<u8> {
+    /// Of any text.
+    pub(crate) fn new(text: &'a [u8], scratch: &'a mut Vec<u8>) -> Result<Self, Fault> {
+        if let Err(error) = std::str::from_utf8(text) {
+            return Err(Fault::new(format!(
+                "the value is no JSON: it is not UTF-8 at byte {}",
+                error.valid_up_to()
+            )));
+        }
+        Ok(Self {
+            text,
+            at: 0,
+            scratch,
+            budget: Budget::of(text.len()),
+            open: 0,
+            counts_all: false,
+        })
+    }
+
+    /// After the brace of an object.
+    pub(crate) fn of_object(text: &'a [u8], scratch: &'a mut Vec<u8>) -> Result<Self, Fault> {
+        let mut reader = Self::new(text, scratch)?;
+        reader.space();
+        if reader.byte() != Some(b'{') {
+            return Err(reader.unexpected("an object with the columns"));
+        }
+        reader.at += 1;
+        Ok(reader)
+    }
+
+    /// Nothing follows.
+    pub(crate) fn end(&mut self) -> Result<(), Fault> {
+        self.space();
+        match self.byte() {
+            None => Ok(()),
+            Some(_) => Err(self.unexpected("the end of the value")),
+        }
+    }
+
+    pub(crate) fn byte(&self) -> Option<u8> {
         self.text.get(self.at).copied()
     }
 
-    fn space(&mut self) {
+    pub(crate) fn space(&mut self) {
         while let Some(b' ' | b'\n' | b'\r' | b'\t') = self.byte() {
             self.at += 1;
         }
@@ -96,7 +154,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Takes a sign, after space.
-    fn sign(&mut self, sign: u8, expected: &str) -> Result<(), Fault> {
+    pub(crate) fn sign(&mut self, sign: u8, expected: &str) -> Result<(), Fault> {
         self.space();
         if self.byte() == Some(sign) {
             self.at += 1;
@@ -107,7 +165,7 @@ impl<'a> Reader<'a> {
     }
 
     /// After a member or an element: whether another one follows.
-    fn another(&mut self, end: u8, expected: &str) -> Result<bool, Fault> {
+    pub(crate) fn another(&mut self, end: u8, expected: &str) -> Result<bool, Fault> {
         self.space();
         match self.byte() {
             Some(b',') => {
@@ -123,7 +181,7 @@ impl<'a> Reader<'a> {
     }
 
     /// After `{` or `[`: whether it is closed at once.
-    fn is_empty(&mut self, end: u8) -> bool {
+    pub(crate) fn is_empty(&mut self, end: u8) -> bool {
         self.space();
         let empty = self.byte() == Some(end);
         self.at += usize::from(empty);
@@ -135,13 +193,7 @@ impl<'a> Reader<'a> {
         let mut guess = 0;
         if !self.is_empty(b'}') {
             loop {
-                self.sign(b'"', "the name of a field in quotes")?;
-                let field = match self.string()? {
-                    Text::Plain(name) => row.find(name, guess),
-                    Text::Escaped => row.find(self.scratch, guess),
-                };
-                self.sign(b':', "':'")?;
-                match field {
+                match self.name(row, guess)? {
                     Some(i) => {
                         guess = i + 1;
                         self.field(row, i, len)?;
@@ -154,6 +206,47 @@ impl<'a> Reader<'a> {
             }
         }
         row.complete(len)
+    }
+
+    /// The name of a member, and the sign behind it: which field it is.
+    fn name(&mut self, row: &Row, guess: usize) -> Result<Option<usize>, Fault> {
+        self.sign(b'"', "the name of a field in quotes")?;
+        let field = match self.string()? {
+            Text::Plain(name) => row.find(name, guess),
+            Text::Escaped => row.find(self.scratch, guess),
+        };
+        self.sign(b':', "':'")?;
+        Ok(field)
+    }
+
+    /// One member into its column; or null, and why.
+    fn column(
+        &mut self,
+        row: &mut Row,
+        i: usize,
+        len: usize,
+        required: &[bool],
+    ) -> Result<Option<Fault>, Fault> {
+        self.space();
+        let start = self.at;
+        self.budget = Budget::of(self.text.len());
+        self.open = 0;
+        let mut is_read = true;
+        let fault = row.one(i, len, required, |field| {
+            let done = if field.len() > len {
+                Err(Fault::new("stands twice in the object"))
+            } else {
+                self.value(field)
+            };
+            is_read = done.is_ok();
+            done
+        })?;
+        if !is_read {
+            self.at = start;
+            self.open = 0;
+            self.skip()?;
+        }
+        Ok(fault)
     }
 
     fn field(&mut self, row: &mut Row, i: usize, len: usize) -> Result<(), Fault> {
@@ -242,10 +335,12 @@ impl<'a> Reader<'a> {
                     return Err(self.another_kind(first, into));
                 }
                 self.at += 1;
+                self.open += 1;
                 let len = into.len();
                 if let Values::Row(row) = &mut into.values {
                     self.members(row, len)?;
                 }
+                self.open -= 1;
                 into.valid();
                 Ok(())
             }
@@ -357,6 +452,7 @@ impl<'a> Reader<'a> {
             return Err(self.another_kind(first, into));
         }
         self.at += 1;
+        self.open += 1;
         if let Values::List(list) = &mut into.values
             && !self.is_empty(b']')
         {
@@ -369,6 +465,7 @@ impl<'a> Reader<'a> {
                 }
             }
         }
+        self.open -= 1;
         into.end_list()
     }
 
@@ -377,6 +474,7 @@ impl<'a> Reader<'a> {
             return Err(self.another_kind(first, into));
         }
         self.at += 1;
+        self.open += 1;
         if let Values::List(list) = &mut into.values
             && let Some(keys) = &mut list.keys
             && !self.is_empty(b'}')
@@ -399,11 +497,12 @@ impl<'a> Reader<'a> {
                 }
             }
         }
+        self.open -= 1;
         into.end_map()
     }
 
     /// A string, after its first quote; the reader is behind its last one then.
-    fn string(&mut self) -> Result<Text<'a>, Fault> {
+    pub(crate) fn string(&mut self) -> Result<Text<'a>, Fault> {
         let from = self.at;
         self.plain();
         if self.byte() == Some(b'"') {
@@ -515,11 +614,31 @@ impl<'a> Reader<'a> {
         Ok(code)
     }
 
+    /// What the last string with escapes says.
+    pub(crate) fn scratch(&self) -> &[u8] {
+        self.scratch
+    }
+
+    /// Takes the byte that is next.
+    pub(crate) fn past_byte(&mut self) {
+        self.at += usize::from(self.at < self.text.len());
+    }
+
+    /// Any value, to its end, as it stands there.
+    pub(crate) fn skipped(&mut self) -> Result<&'a [u8], Fault> {
+        self.space();
+        let from = self.at;
+        self.skip()?;
+        Ok(self.text.get(from..self.at).unwrap_or_default())
+    }
+
     /// Any value, to its end.
-    fn skip(&mut self) -> Result<(), Fault> {
+    pub(crate) fn skip(&mut self) -> Result<(), Fault> {
         // one bit for each container that is open: 1 for an object
         let mut objects: u128 = 0;
         let mut depth = 0;
+        let around = if self.counts_all { self.open } else { 0 };
+        let depth_max = SKIPPED_NESTING_MAX.saturating_sub(around);
         'values: loop {
             self.space();
             match self.byte() {
@@ -527,7 +646,7 @@ impl<'a> Reader<'a> {
                     let is_object = open == b'{';
                     self.at += 1;
                     if !self.is_empty(if is_object { b'}' } else { b']' }) {
-                        if depth == SKIPPED_NESTING_MAX {
+                        if depth >= depth_max {
                             return Err(Fault::new(format!(
                                 "nested more than {SKIPPED_NESTING_MAX} deep at byte {}",
                                 self.at

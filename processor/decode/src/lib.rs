@@ -8,6 +8,9 @@
 //! ```
 //!
 //! - [`Decoder`]: rows in, columns out; pure, so that a replay gives what the live run gave
+//! - [`ValueReader`]: values in, some of their columns out, whatever is wrong with them: for questions
+//! - [`Inference`]: the columns that a sample of JSON has
+//! - [`find`]: one place inside a JSON text
 //! - [`types`]: the types of columns, as SQL names them
 //! - [`registry`]: the one part with I/O: schemas by number, each asked for once and then kept on disk
 //!
@@ -25,12 +28,14 @@
 mod avro;
 mod column;
 mod fault;
+mod infer;
 mod json;
 mod number;
 mod raw;
 pub mod registry;
 mod time;
 pub mod types;
+mod values;
 
 #[cfg(test)]
 mod hostile;
@@ -41,8 +46,11 @@ use arrow_array::{Array, RecordBatch, RecordBatchOptions, UInt32Array};
 use arrow_schema::{ArrowError, SchemaRef};
 use everlog_common::EventColumns;
 
-pub use self::avro::{RegisteredSchema, SchemaError, SchemaId};
+pub use self::avro::{Misfit, RegisteredSchema, SchemaError, SchemaId, misfits, schema_id};
+pub use self::infer::Inference;
+pub use self::json::path::{JsonValue, PathPart, find};
 pub use self::types::{Column, ColumnType, Columns, Precision, SqlType, TypeError};
+pub use self::values::{ReadValues, ValueFormat, ValueReader};
 
 use self::avro::Avro;
 use self::column::Row;

@@ -29,7 +29,7 @@ use std::time::Duration;
 use everlog_common::{Clock, EventColumns, Ids};
 use futures::{StreamExt as _, TryStreamExt as _};
 
-use self::answer::{Found, Reply, Subject};
+use self::answer::{Found, Judged, Listed, Reply, Subject};
 use self::cache::{Cache, Kept};
 use self::client::{Client, Got};
 use crate::{Decoder, RegisteredSchema, SchemaId};
@@ -135,7 +135,7 @@ pub enum RegistryError {
     },
     /// It does not let us in.
     #[error(
-        "schema registry {url} refuses {what}: {why}; check registry_user, registry_password or registry_token"
+        "schema registry {url} refuses {what}: {why}; check registry_user, registry_password or registry_token of the job, or user, password or token in [registry]"
     )]
     Unauthorized {
         /// Where.
@@ -146,7 +146,7 @@ pub enum RegistryError {
         why: String,
     },
     /// It answers, but not as a registry does.
-    #[error("{url} is no schema registry: asked for {what}, it answered {why}; check `registry`")]
+    #[error("{url} is no schema registry: asked for {what}, it answered {why}; check its address")]
     Protocol {
         /// Where.
         url: String,
@@ -230,14 +230,22 @@ impl Registry {
         decoder: &mut Decoder,
         rows: &EventColumns,
     ) -> Result<(), RegistryError> {
-        let needed = decoder.unlearned(rows);
-        let mut answers = futures::stream::iter(needed)
-            .map(|id| async move { Ok::<_, RegistryError>((id, self.schema(id).await?)) })
-            .buffered(CONCURRENT);
-        while let Some((id, answer)) = answers.try_next().await? {
+        for (id, answer) in self.schemas(decoder.unlearned(rows)).await? {
             decoder.learn(id, answer.as_ref().map_err(String::as_str));
         }
         Ok(())
+    }
+
+    /// The schemas of numbers, or why there is none, in their order.
+    pub async fn schemas(
+        &self,
+        ids: Vec<SchemaId>,
+    ) -> Result<Vec<(SchemaId, Result<RegisteredSchema, String>)>, RegistryError> {
+        futures::stream::iter(ids)
+            .map(|id| async move { Ok((id, self.schema(id).await?)) })
+            .buffered(CONCURRENT)
+            .try_collect()
+            .await
     }
 
     /// The schema of a number; the inner error is the registry's word that there is none.
@@ -285,6 +293,73 @@ impl Registry {
         self.pin_newest(subject, pin).await
     }
 
+    /// The newest schema of a subject now, for who only asks; what was the newest when the registry last answered, where it does
+    /// not answer now. None where it has no such subject.
+    pub async fn newest(&self, subject: &str) -> Result<Option<Pinned>, RegistryError> {
+        const PIN: &str = "newest-seen";
+        match self.pin_newest(subject, PIN).await {
+            Ok(newest) => Ok(Some(newest)),
+            Err(RegistryError::NoSubject { .. }) => Ok(None),
+            Err(error @ RegistryError::Unavailable { .. }) => {
+                match self.cache.pinned(subject, PIN)? {
+                    Some(seen) => {
+                        tracing::warn!(
+                            subject,
+                            version = seen.version,
+                            "the registry does not answer: values are read by the newest schema that was seen: {error}"
+                        );
+                        Ok(Some(seen))
+                    }
+                    None => Err(error),
+                }
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// One version of a subject, deleted or not; none where there is no such version.
+    pub async fn version(
+        &self,
+        subject: &str,
+        version: i64,
+    ) -> Result<Option<Pinned>, RegistryError> {
+        let what = format!("version {version} of subject {subject}");
+        let path = ["subjects", subject, "versions", &version.to_string()].map(str::to_owned);
+        match self.found(&path, &what).await? {
+            Reply::Found(found) => Ok(Some(self.pinned_of(found, &what).await?)),
+            Reply::Missing(_) => Ok(None),
+        }
+    }
+
+    /// The numbers of a subject's versions, ascending, deleted ones included where the registry tells them; none where there is
+    /// no such subject.
+    pub async fn versions(&self, subject: &str) -> Result<Option<Vec<i64>>, RegistryError> {
+        let what = format!("the versions of subject {subject}");
+        let path = ["subjects", subject, "versions"].map(str::to_owned);
+        match self.listed(&path, &what).await? {
+            Reply::Found(Listed::Numbers(mut versions)) => {
+                versions.sort_unstable();
+                Ok(Some(versions))
+            }
+            Reply::Missing(_) => Ok(None),
+            Reply::Found(Listed::Names(_)) => Err(self.protocol(&what, "names, not numbers")),
+        }
+    }
+
+    /// The names of all subjects, ascending.
+    pub async fn subjects(&self) -> Result<Vec<String>, RegistryError> {
+        let what = "its subjects";
+        match self.listed(&["subjects".to_owned()], what).await? {
+            Reply::Found(Listed::Names(mut names)) => {
+                names.sort_unstable();
+                Ok(names)
+            }
+            Reply::Missing(_) => Ok(Vec::new()),
+            Reply::Found(Listed::Numbers(numbers)) if numbers.is_empty() => Ok(Vec::new()),
+            Reply::Found(Listed::Numbers(_)) => Err(self.protocol(what, "numbers, not names")),
+        }
+    }
+
     /// The newest schema of a subject now, which is what [`Registry::pinned`] gives for `pin` from here on: for a job that
     /// begins anew under an old name.
     pub async fn pin_newest(&self, subject: &str, pin: &str) -> Result<Pinned, RegistryError> {
@@ -297,20 +372,24 @@ impl Registry {
         let Reply::Found(found) = self.found(&path, &what).await? else {
             return Err(missing());
         };
-        let (Some(id), Some(version)) = (found.id, found.version) else {
-            return Err(self.protocol(&what, "without the schema's id and version"));
-        };
-        let schema = match self.complete(found).await? {
-            Ok(schema) => schema,
-            Err(why) => return Err(self.protocol(&what, &why)),
-        };
-        let pinned = Pinned {
-            id,
-            version,
-            schema,
-        };
+        let pinned = self.pinned_of(found, &what).await?;
         self.cache.pin(subject, pin, &pinned, self.ids.uuid())?;
         Ok(pinned)
+    }
+
+    /// A schema that was asked for by subject, complete.
+    async fn pinned_of(&self, found: Found, what: &str) -> Result<Pinned, RegistryError> {
+        let (Some(id), Some(version)) = (found.id, found.version) else {
+            return Err(self.protocol(what, "without the schema's id and version"));
+        };
+        match self.complete(found).await? {
+            Ok(schema) => Ok(Pinned {
+                id,
+                version,
+                schema,
+            }),
+            Err(why) => Err(self.protocol(what, &why)),
+        }
     }
 
     fn protocol(&self, what: &str, why: &str) -> RegistryError {
@@ -371,38 +450,50 @@ impl Registry {
         }))
     }
 
+    async fn found(&self, path: &[String], what: &str) -> Result<Reply<Found>, RegistryError> {
+        self.asked(path, what, answer::judge).await
+    }
+
+    async fn listed(&self, path: &[String], what: &str) -> Result<Reply<Listed>, RegistryError> {
+        self.asked(path, what, answer::judge_list).await
+    }
+
     /// Asks until there is an answer, or until it has been asked often enough.
-    async fn found(&self, path: &[String], what: &str) -> Result<Reply, RegistryError> {
+    async fn asked<T>(
+        &self,
+        path: &[String],
+        what: &str,
+        judge: fn(u16, &[u8]) -> Judged<T>,
+    ) -> Result<Reply<T>, RegistryError> {
         let url = || self.client.url().to_owned();
-        let what = || what.to_owned();
         let mut attempt = 0;
         loop {
             attempt += 1;
             let why = match self.client.get(path).await {
-                Got::Answer { status, body } => match answer::judge(status, &body) {
-                    answer::Judged::Found(found) => return Ok(Reply::Found(found)),
-                    answer::Judged::Missing(why) => {
+                Got::Answer { status, body } => match judge(status, &body) {
+                    Judged::Found(found) => return Ok(Reply::Found(found)),
+                    Judged::Missing(why) => {
                         if attempt >= ATTEMPTS_UNKNOWN {
                             return Ok(Reply::Missing(why));
                         }
                         why
                     }
-                    answer::Judged::Unauthorized(why) => {
+                    Judged::Unauthorized(why) => {
                         return Err(RegistryError::Unauthorized {
                             url: url(),
-                            what: what(),
+                            what: what.to_owned(),
                             why,
                         });
                     }
-                    answer::Judged::Strange(why) => return Err(self.protocol(&what(), &why)),
-                    answer::Judged::Transient(why) => why,
+                    Judged::Strange(why) => return Err(self.protocol(what, &why)),
+                    Judged::Transient(why) => why,
                 },
                 Got::Lost(why) => why,
             };
             if attempt >= ATTEMPTS {
                 return Err(RegistryError::Unavailable {
                     url: url(),
-                    what: what(),
+                    what: what.to_owned(),
                     attempts: attempt,
                     why,
                 });

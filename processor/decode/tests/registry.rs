@@ -8,7 +8,7 @@ use arrow_array::cast::AsArray as _;
 use everlog_common::clock::{RandomIds, SystemClock};
 use everlog_common::{EventColumns, EventColumnsBuilder, Offset, TimestampType};
 use everlog_decode::registry::{Auth, Registry, RegistryError, RegistrySettings};
-use everlog_decode::{Columns, Decoder};
+use everlog_decode::{Columns, Decoder, misfits};
 use everlog_services::SchemaRegistry;
 
 const KIND: &str = r#"{"type":"enum","namespace":"shop","name":"Kind","symbols":["VIEW","BUY"]}"#;
@@ -101,6 +101,23 @@ async fn records_of_all_schemas_are_read_and_later_without_the_registry() {
     let at = decoded.columns.column(3);
     assert_eq!(at.len(), 2);
     assert_eq!(at.to_data().buffers()[0].typed_data::<i64>(), [5, 1_000]);
+    let newest = registry.newest("events-value").await.unwrap().unwrap();
+    assert_eq!(newest, pinned);
+    assert_eq!(registry.newest("nobody-value").await.unwrap(), None);
+    assert_eq!(
+        registry.versions("events-value").await.unwrap(),
+        Some(vec![1, 2])
+    );
+    assert_eq!(registry.versions("nobody-value").await.unwrap(), None);
+    let old = registry.version("events-value", 1).await.unwrap().unwrap();
+    assert_eq!(old.id.0, first);
+    assert_eq!(old.schema.references.len(), 2);
+    assert_eq!(registry.version("events-value", 9).await.unwrap(), None);
+    assert_eq!(
+        registry.subjects().await.unwrap(),
+        ["events-value", "item", "kind"]
+    );
+    assert_eq!(misfits(&pinned.schema, &old.schema), Ok(Vec::new()));
     let error = registry.pinned("nobody-value", "job-v1").await.unwrap_err();
     assert!(matches!(error, RegistryError::NoSubject { .. }), "{error}");
 

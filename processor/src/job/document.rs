@@ -55,7 +55,9 @@ pub(super) const KEYS: [(&str, &[&str]); 6] = [
 ];
 
 /// Sections of everlog.toml, for those who look for them here.
-const SETTINGS: [&str; 4] = ["kafka", "catalog", "archive", "replay"];
+const SETTINGS: [&str; 6] = [
+    "kafka", "catalog", "archive", "replay", "registry", "decode",
+];
 
 /// Something to correct.
 #[derive(Debug, Clone, PartialEq, Eq)]

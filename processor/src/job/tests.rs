@@ -214,7 +214,7 @@ rate = 100_000
     let error = avro.registry.settings(|_| None).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the variable REGISTRY_PASSWORD, which the job file names for the schema registry, is not set"
+        "the variable REGISTRY_PASSWORD, which is named for the schema registry, is not set"
     );
     assert_eq!(job.source.time.max_skew, Some(Duration::from_hours(2)));
     assert_eq!(job.source.time.max_future, Some(Duration::from_mins(10)));

@@ -9,7 +9,7 @@ use parquet::file::metadata::{
 };
 
 use super::columns::FileColumns;
-use super::{FileFooter, Own, RowGroupInfo, ScanError, bounds, guard};
+use super::{FileFooter, Own, PlainFooter, RowGroupInfo, ScanError, bounds, guard};
 use crate::files::PlannedFile;
 use crate::footer::{self, Marks, TAIL_LEN};
 use crate::storage::Storage;
@@ -26,6 +26,48 @@ const ENCRYPTED: &[u8] = b"PARE";
 
 /// Reads a file's footer, and holds length and row count against the manifest.
 pub async fn read_footer(storage: &Storage, file: &PlannedFile) -> Result<FileFooter, ScanError> {
+    let footer = fetch(storage, file).await?;
+    let planned = file.clone();
+    parsed(file, move || parse(&planned, &footer)).await
+}
+
+/// Reads the footer of a Parquet file of any table: the same checks as for [`read_footer`], but for those that need an
+/// archive's columns.
+pub async fn read_plain_footer(
+    storage: &Storage,
+    file: &PlannedFile,
+) -> Result<PlainFooter, ScanError> {
+    let footer = fetch(storage, file).await?;
+    let planned = file.clone();
+    parsed(file, move || {
+        let (parquet, marks) = decode(&planned, &footer, Marked::Perhaps)?;
+        Ok(PlainFooter {
+            parquet: Arc::new(parquet),
+            checksums: marks.map(|marks| marks.checksums),
+        })
+    })
+    .await
+}
+
+/// Parses on a thread that may block, and may fail as it likes.
+async fn parsed<T: Send + 'static>(
+    file: &PlannedFile,
+    parse: impl FnOnce() -> Result<T, ScanError> + Send + 'static,
+) -> Result<T, ScanError> {
+    match everlog_common::compute::spawn(parse).await {
+        Ok(result) => result,
+        Err(error) if error.is_panic() => {
+            let what = "the Parquet footer's parser panicked";
+            Err(ScanError::corrupt(&file.path, what))
+        }
+        Err(_) => Err(ScanError::Stopped {
+            path: file.path.clone(),
+        }),
+    }
+}
+
+/// The footer's bytes.
+async fn fetch(storage: &Storage, file: &PlannedFile) -> Result<Bytes, ScanError> {
     let size = file.size_bytes;
     if size < FILE_BYTES_MIN {
         let what = format!("by its manifest it has {size} bytes, too few for a Parquet file");
@@ -45,19 +87,7 @@ pub async fn read_footer(storage: &Storage, file: &PlannedFile) -> Result<FileFo
         whole.extend_from_slice(&tail);
         tail = whole.into();
     }
-    let footer = tail.slice(tail.len() - needed..tail.len() - TAIL_LEN);
-    let planned = file.clone();
-    let parsed = everlog_common::compute::spawn(move || parse(&planned, &footer)).await;
-    match parsed {
-        Ok(result) => result,
-        Err(error) if error.is_panic() => {
-            let what = "the Parquet footer's parser panicked";
-            Err(ScanError::corrupt(&file.path, what))
-        }
-        Err(_) => Err(ScanError::Stopped {
-            path: file.path.clone(),
-        }),
-    }
+    Ok(tail.slice(tail.len() - needed..tail.len() - TAIL_LEN))
 }
 
 async fn get(
@@ -107,18 +137,8 @@ fn footer_len(file: &PlannedFile, tail: &[u8]) -> Result<usize, ScanError> {
 
 pub(crate) fn parse(file: &PlannedFile, footer: &[u8]) -> Result<FileFooter, ScanError> {
     let corrupt = |what: String| ScanError::corrupt(&file.path, what);
-    let sealed = footer::sealed(footer);
-    if sealed == Some(false) {
-        return Err(corrupt("the footer does not match its checksum".to_owned()));
-    }
-    guard::check(footer).map_err(|what| corrupt(what.to_owned()))?;
     let unreadable = |e: parquet::errors::ParquetError| corrupt(format!("footer: {e}"));
-    let parquet = ParquetMetaDataReader::decode_metadata(footer).map_err(unreadable)?;
-    check_layout(file, footer.len(), &parquet).map_err(corrupt)?;
-    let marks = Marks::of(parquet.file_metadata()).map_err(corrupt)?;
-    if let Some(marks) = &marks {
-        check_marks(sealed, marks, &parquet).map_err(corrupt)?;
-    }
+    let (parquet, marks) = decode(file, footer, Marked::IfOurs)?;
     let parquet = Arc::new(parquet);
     // The file's own Arrow schema would have types chosen by its writer; Parquet's types are the same for every writer.
     let plain = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
@@ -154,6 +174,40 @@ pub(crate) fn parse(file: &PlannedFile, footer: &[u8]) -> Result<FileFooter, Sca
         columns,
         own,
     })
+}
+
+/// Whether a file that everlog wrote says what it holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Marked {
+    /// An archive's files do.
+    IfOurs,
+    /// Those of jobs do not.
+    Perhaps,
+}
+
+/// What every Parquet file's footer must be, and what a file of everlog's says of itself.
+fn decode(
+    file: &PlannedFile,
+    footer: &[u8],
+    marked: Marked,
+) -> Result<(ParquetMetaData, Option<Marks>), ScanError> {
+    let corrupt = |what: String| ScanError::corrupt(&file.path, what);
+    let sealed = footer::sealed(footer);
+    if sealed == Some(false) {
+        return Err(corrupt("the footer does not match its checksum".to_owned()));
+    }
+    guard::check(footer).map_err(|what| corrupt(what.to_owned()))?;
+    let parquet = ParquetMetaDataReader::decode_metadata(footer)
+        .map_err(|e| corrupt(format!("footer: {e}")))?;
+    check_layout(file, footer.len(), &parquet).map_err(corrupt)?;
+    let marks = match (marked, sealed) {
+        (Marked::Perhaps, None) => None,
+        _ => Marks::of(parquet.file_metadata()).map_err(corrupt)?,
+    };
+    if let Some(marks) = &marks {
+        check_marks(sealed, marks, &parquet).map_err(corrupt)?;
+    }
+    Ok((parquet, marks))
 }
 
 /// Everything that the footer points at must lie before it, and the rows must be those of the manifest.

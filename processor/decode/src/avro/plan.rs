@@ -276,8 +276,8 @@ pub(super) enum Width {
 /// One of the writer's fields.
 #[derive(Debug)]
 pub(super) enum Step {
-    /// Into this field.
-    Field(usize, Read),
+    /// Into this field, from a value of that type.
+    Field(usize, Read, Id),
     /// Of no use.
     Skip(Id),
 }
@@ -292,6 +292,36 @@ pub(super) fn plan(schema: &Schema, fields: &[TargetField]) -> Result<Read, Sche
         )));
     }
     Ok(read)
+}
+
+/// The same way to some of the fields alone: `place` says where each comes to stand. Which of the writer's fields goes into
+/// which is decided by all of them, so that a projection gives what the whole gives.
+pub(super) fn projected(read: Read, places: &[Option<usize>]) -> Read {
+    let place = |at: usize| places.get(at).copied().flatten();
+    match read {
+        Read::Record { steps, defaults } => Read::Record {
+            steps: steps
+                .into_iter()
+                .map(|step| match step {
+                    Step::Field(at, read, of) => match place(at) {
+                        Some(at) => Step::Field(at, read, of),
+                        None => Step::Skip(of),
+                    },
+                    skip @ Step::Skip(_) => skip,
+                })
+                .collect(),
+            defaults: defaults
+                .into_iter()
+                .filter_map(|(at, value)| Some((place(at)?, value)))
+                .collect(),
+        },
+        // of the root alone: what is inside a field is read as a whole
+        Read::Union(branches) => {
+            let branches = branches.into_iter();
+            Read::Union(branches.map(|read| projected(read, places)).collect())
+        }
+        other => other,
+    }
 }
 
 struct Planner<'a> {
@@ -330,7 +360,7 @@ impl Planner<'_> {
             steps.push(match at.and_then(|at| Some((at, fields.get(at)?))) {
                 Some((at, target)) => {
                     found[at] = true;
-                    Step::Field(at, self.value(field.of, &target.target))
+                    Step::Field(at, self.value(field.of, &target.target), field.of)
                 }
                 None => Step::Skip(field.of),
             });

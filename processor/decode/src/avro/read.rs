@@ -30,10 +30,80 @@ pub(super) fn record(
     reader.root(read, row, len)?;
     match reader.rest.len() {
         0 => Ok(()),
-        left => Err(Fault::new(format!(
-            "{left} bytes are left behind the record: it was not written with this schema"
-        ))),
+        left => Err(left_behind(left)),
     }
+}
+
+/// The same, where what is wrong with a column costs only that column: it is null then. The first such thing is returned;
+/// `required` says which columns are declared NOT NULL. An error is of bytes that are no such record: as for [`record`].
+///
+/// Where a field ends is what its writer's schema says, whether it is wanted or not. So what a column gets depends on
+/// nothing but the bytes and the column, and whether the bytes are a record at all does not depend on the columns.
+pub(super) fn columns(
+    bytes: &[u8],
+    schema: &Schema,
+    read: &Read,
+    row: &mut Row,
+    len: usize,
+    required: &[bool],
+) -> Result<Option<Fault>, Fault> {
+    let mut reader = Reader {
+        rest: bytes,
+        schema,
+        budget: Budget::of(bytes.len()),
+    };
+    let mut read = read;
+    // a union of records; of unions inside it nothing is planned
+    if let Read::Union(branches) = read {
+        let branch = reader.branch(branches.len())?;
+        read = branches.get(branch).ok_or_else(ends)?;
+    }
+    let Read::Record { steps, defaults } = read else {
+        reader.root(read, row, len)?;
+        return Err(Fault::new("the value is no record"));
+    };
+    let mut first = None;
+    for step in steps {
+        let (Step::Skip(of) | Step::Field(_, _, of)) = step;
+        let whole = reader.rest;
+        reader.budget = Budget::of(bytes.len());
+        reader.skip(*of, 0)?;
+        let Step::Field(at, read, _) = step else {
+            continue;
+        };
+        let mut field = Reader {
+            rest: whole
+                .get(..whole.len() - reader.rest.len())
+                .unwrap_or_default(),
+            schema,
+            budget: Budget::of(bytes.len()),
+        };
+        let fault = row.one(*at, len, required, |builder| {
+            field.value(read, builder)?;
+            match field.rest.len() {
+                0 => Ok(()),
+                left => Err(Fault::new(format!(
+                    "{left} bytes are left behind it: a block says another length than it has"
+                ))),
+            }
+        })?;
+        first = first.or(fault);
+    }
+    for (at, value) in defaults {
+        reader.budget = Budget::of(bytes.len());
+        let fault = row.one(*at, len, required, |builder| reader.default(value, builder))?;
+        first = first.or(fault);
+    }
+    match reader.rest.len() {
+        0 => Ok(first.or(row.fill(len, required))),
+        left => Err(left_behind(left)),
+    }
+}
+
+fn left_behind(bytes: usize) -> Fault {
+    Fault::new(format!(
+        "{bytes} bytes are left behind the record: it was not written with this schema"
+    ))
 }
 
 struct Reader<'a> {
@@ -163,7 +233,7 @@ impl<'a> Reader<'a> {
     ) -> Result<(), Fault> {
         for step in steps {
             match step {
-                Step::Field(at, read) => {
+                Step::Field(at, read, _) => {
                     if let Some(field) = row.fields.get_mut(*at) {
                         self.value(read, field)
                             .map_err(|fault| fault.in_field(row.name(*at)))?;

@@ -27,7 +27,17 @@ pub(super) type Id = usize;
 #[derive(Debug, Clone)]
 pub(super) struct Schema {
     types: Vec<Type>,
+    named: HashMap<Id, Named>,
     pub(super) root: Id,
+}
+
+/// What a record, an enum or a fixed is called.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Named {
+    pub(super) full: String,
+    pub(super) aliases: Vec<String>,
+    /// The symbol that stands for those that a reader does not know.
+    pub(super) default_symbol: Option<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -102,8 +112,14 @@ impl Schema {
         }
         Ok(Self {
             types: parser.types,
+            named: parser.infos,
             root,
         })
+    }
+
+    /// What a type is called, if it has a name.
+    pub(super) fn named(&self, id: Id) -> Option<&Named> {
+        self.named.get(&id)
     }
 
     pub(super) fn get(&self, id: Id) -> &Type {
@@ -145,6 +161,7 @@ impl Schema {
 struct Parser {
     types: Vec<Type>,
     named: HashMap<String, Id>,
+    infos: HashMap<Id, Named>,
     /// Used before they are defined: in a reference that comes too early, or in a type inside itself.
     pending: HashMap<String, Id>,
 }
@@ -294,6 +311,17 @@ impl Parser {
             .map_or("", |(space, _)| space)
             .to_owned();
         let id = self.define(&full)?;
+        let aliases = object.get("aliases").and_then(Value::as_array);
+        let info = Named {
+            full: full.clone(),
+            aliases: aliases
+                .into_iter()
+                .flatten()
+                .filter_map(|alias| alias.as_str().map(str::to_owned))
+                .collect(),
+            default_symbol: text("default").map(str::to_owned),
+        };
+        self.infos.insert(id, info);
         let (shape, logical) = match kind {
             "enum" => {
                 let symbols = object.get("symbols").and_then(Value::as_array);

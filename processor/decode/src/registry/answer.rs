@@ -1,6 +1,7 @@
 //! What a registry's answers mean. Pure.
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use crate::SchemaId;
 
@@ -25,18 +26,26 @@ pub(super) struct Subject {
     pub(super) version: i64,
 }
 
+/// A list, of versions or of subjects; an empty one may be either.
+#[derive(Debug, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Listed {
+    Numbers(Vec<i64>),
+    Names(Vec<String>),
+}
+
 /// What was found in the end.
 #[derive(Debug)]
-pub(super) enum Reply {
-    Found(Found),
+pub(super) enum Reply<T> {
+    Found(T),
     /// It is not there, by the registry's own word.
     Missing(String),
 }
 
 /// What one answer means.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Judged {
-    Found(Found),
+pub(super) enum Judged<T> {
+    Found(T),
     /// The registry's own word that there is no such thing.
     Missing(String),
     Unauthorized(String),
@@ -72,7 +81,34 @@ struct ErrorBody {
 
 /// Judges an answer. A missing thing is told by the protocol's error body, never by the status alone: a proxy, or another
 /// server at that address, says 404 as well, and every record would become a dead letter for it.
-pub(super) fn judge(status: u16, body: &[u8]) -> Judged {
+pub(super) fn judge(status: u16, body: &[u8]) -> Judged<Found> {
+    judge_as(status, body, |body: SchemaBody| Found {
+        kind: body.schema_type.unwrap_or_else(|| "AVRO".to_owned()),
+        text: body.schema,
+        references: body
+            .references
+            .unwrap_or_default()
+            .into_iter()
+            .map(|r| Subject {
+                name: r.subject,
+                version: r.version,
+            })
+            .collect(),
+        id: body.id.map(SchemaId),
+        version: body.version,
+    })
+}
+
+/// The same of a list.
+pub(super) fn judge_list(status: u16, body: &[u8]) -> Judged<Listed> {
+    judge_as(status, body, |list| list)
+}
+
+fn judge_as<B: DeserializeOwned, T>(
+    status: u16,
+    body: &[u8],
+    read: impl FnOnce(B) -> T,
+) -> Judged<T> {
     let error = serde_json::from_slice::<ErrorBody>(body).ok();
     let said = match &error {
         Some(error) if !error.message.is_empty() => {
@@ -82,22 +118,8 @@ pub(super) fn judge(status: u16, body: &[u8]) -> Judged {
         None => format!("status {status}: {}", line(&String::from_utf8_lossy(body))),
     };
     match (status, error) {
-        (200..=299, _) => match serde_json::from_slice::<SchemaBody>(body) {
-            Ok(body) => Judged::Found(Found {
-                kind: body.schema_type.unwrap_or_else(|| "AVRO".to_owned()),
-                text: body.schema,
-                references: body
-                    .references
-                    .unwrap_or_default()
-                    .into_iter()
-                    .map(|r| Subject {
-                        name: r.subject,
-                        version: r.version,
-                    })
-                    .collect(),
-                id: body.id.map(SchemaId),
-                version: body.version,
-            }),
+        (200..=299, _) => match serde_json::from_slice(body) {
+            Ok(body) => Judged::Found(read(body)),
             Err(error) => Judged::Strange(format!("{said} ({error})")),
         },
         (401 | 403, _) => Judged::Unauthorized(said),
@@ -169,6 +191,15 @@ mod tests {
                 "{status} {body}"
             );
         }
+        assert_eq!(
+            judge_list(200, b"[2, 1]"),
+            Judged::Found(Listed::Numbers(vec![2, 1]))
+        );
+        assert_eq!(
+            judge_list(200, br#"["a-value"]"#),
+            Judged::Found(Listed::Names(vec!["a-value".to_owned()]))
+        );
+        assert!(matches!(judge_list(200, b"{}"), Judged::Strange(_)));
         for status in [429, 500, 502, 503, 504] {
             assert!(matches!(judge(status, b""), Judged::Transient(_)));
         }

@@ -55,7 +55,7 @@ pub(super) fn address(url: &str) -> Result<reqwest::Url, RegistryError> {
     if !parsed.username().is_empty() || parsed.password().is_some() {
         let host = parsed.host_str().unwrap_or_default();
         return refused(
-            "has a user or a password in it: give them by registry_user and registry_password",
+            "has a user or a password in it: give them by registry_user and registry_password, or user and password in [registry]",
             host,
         );
     }
@@ -106,7 +106,10 @@ impl Client {
         if let Ok(mut parts) = url.path_segments_mut() {
             parts.pop_if_empty().extend(path);
         }
-        let is_version = path.len() == 4 && path.last().is_some_and(|last| last != "latest");
+        // subjects/NAME/versions and subjects/NAME/versions/N
+        let is_version = (3..=4).contains(&path.len())
+            && path.first().is_some_and(|first| first == "subjects")
+            && path.last().is_some_and(|last| last != "latest");
         if is_version {
             url.query_pairs_mut().append_pair("deleted", "true");
         }

@@ -206,7 +206,7 @@ async fn what_passes_is_waited_for_and_what_does_not_ends_after_bounded_attempts
     assert_eq!(
         error,
         format!(
-            "{url} is no schema registry: asked for schema 3, it answered status 404: <html>nothing here</html>; check `registry`"
+            "{url} is no schema registry: asked for schema 3, it answered status 404: <html>nothing here</html>; check its address"
         )
     );
     assert_eq!(fake.asked().len(), 1);
@@ -282,7 +282,7 @@ async fn credentials_are_sent_and_their_refusal_ends_it() {
     let error = registry.schema(SchemaId(2)).await.unwrap_err().to_string();
     assert_eq!(fake.asked(), ["/schemas/ids/2 Bearer t0ken"]);
     assert!(
-        error.ends_with("refuses schema 2: status 403: no; check registry_user, registry_password or registry_token"),
+        error.ends_with("refuses schema 2: status 403: no; check registry_user, registry_password or registry_token of the job, or user, password or token in [registry]"),
         "{error}"
     );
 }
@@ -330,7 +330,7 @@ fn an_address_is_one_or_says_why_not() {
         ),
         (
             "http://ann:s3cret@r/",
-            "\"r\" has a user or a password in it: give them by registry_user and registry_password",
+            "\"r\" has a user or a password in it: give them by registry_user and registry_password, or user and password in [registry]",
         ),
         ("http://ann:s3cret@:x", "\"(not shown)\" is no address"),
         (
@@ -362,4 +362,67 @@ fn any_answer_is_judged() {
             let _ = answer::judge(status, text.as_bytes());
         }
     });
+}
+
+const SUBJECT: &str = "/subjects/events-value/versions";
+
+#[tokio::test]
+async fn subjects_and_versions_are_what_the_registry_lists() {
+    let second = r#"{"subject":"events-value","id":9,"version":2,"schema":"\"long\""}"#;
+    let fake = Fake::start(&[
+        ("/subjects", &[(200, r#"["z","events-value"]"#)]),
+        (SUBJECT, &[(503, ""), (200, "[2,1]")]),
+        (&format!("{SUBJECT}/2"), &[(200, second)]),
+        ("/subjects/strange/versions", &[(200, r#"["a"]"#)]),
+        ("/subjects/empty/versions", &[(200, "[]")]),
+    ])
+    .await;
+    let registry = fake.open();
+    assert_eq!(registry.subjects().await.unwrap(), ["events-value", "z"]);
+    assert_eq!(
+        registry.versions("events-value").await.unwrap(),
+        Some(vec![1, 2])
+    );
+    assert_eq!(registry.versions("nobody").await.unwrap(), None);
+    assert_eq!(registry.versions("empty").await.unwrap(), Some(Vec::new()));
+    let error = registry.versions("strange").await.unwrap_err();
+    assert!(matches!(error, RegistryError::Protocol { .. }), "{error}");
+    let found = registry.version("events-value", 2).await.unwrap().unwrap();
+    assert_eq!((found.id, found.version), (SchemaId(9), 2));
+    assert_eq!(found.schema, RegisteredSchema::avro("\"long\""));
+    assert_eq!(registry.version("events-value", 3).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn the_newest_is_asked_for_each_time_and_the_last_one_seen_stands_in() {
+    let of =
+        |id: u32, version: u32| format!(r#"{{"id":{id},"version":{version},"schema":"\"long\""}}"#);
+    let (first, second) = (of(1, 1), of(2, 2));
+    let path = format!("{SUBJECT}/latest");
+    let fake = Fake::start(&[(&path, &[(200, &first), (200, &second), (503, "")])]).await;
+    let registry = fake.open();
+    for version in [1, 2, 2] {
+        let newest = registry.newest("events-value").await.unwrap().unwrap();
+        assert_eq!(newest.version, version);
+    }
+    assert_eq!(registry.newest("nobody-value").await.unwrap(), None);
+    // somebody else's folder has seen nothing
+    let elsewhere = tempfile::tempdir().unwrap();
+    let settings = RegistrySettings {
+        url: fake.url.clone(),
+        auth: Auth::None,
+        timeout: Duration::from_secs(5),
+    };
+    let clock = Arc::clone(&fake.clock) as Arc<dyn Clock>;
+    let blank = Registry::open(
+        &settings,
+        elsewhere.path(),
+        clock,
+        Arc::new(SeededIds::new(1)),
+    );
+    let error = blank.unwrap().newest("events-value").await.unwrap_err();
+    assert!(
+        matches!(error, RegistryError::Unavailable { .. }),
+        "{error}"
+    );
 }

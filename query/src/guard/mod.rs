@@ -1,0 +1,93 @@
+//! What is let through: one statement that reads, of a bounded size, over tables that were named.
+//!
+//! ```text
+//!   text ─► tokens ─► statement ─► names ─► logical plan ─► run
+//!        length    allow-list   tables     allow-list     memory, disk, time, rows
+//! ```
+//!
+//! * Twice an allow-list: on the parsed statement, and on the plan that came of it. What neither knows is refused.
+//! * Nothing runs on a thread with a small stack: parsing, planning and running go on the session's own threads.
+//! * Functions whose results can be of any size take only so much.
+
+mod dialect;
+mod functions;
+mod memory;
+mod sorts;
+mod statement;
+mod windows;
+
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::logical_expr::{Expr, LogicalPlan};
+
+pub(crate) use dialect::LakeDialect;
+pub(crate) use functions::bounded;
+pub(crate) use memory::Shares;
+pub(crate) use sorts::SortKeys;
+pub(crate) use statement::{Asked, Named, Parsed, parse};
+pub(crate) use windows::{CountWindows, Yielding};
+
+use crate::QueryError;
+
+/// What only reads.
+pub(crate) const READ_ONLY: &str = "everlog sql only reads: SELECT, WITH, VALUES, EXPLAIN, SHOW TABLES, SHOW COLUMNS FROM t, DESCRIBE t";
+
+/// Refuses plans that do anything but read.
+pub(crate) fn check_plan(plan: &LogicalPlan) -> Result<(), QueryError> {
+    let mut refused = None;
+    let visited = plan.apply_with_subqueries(|node| {
+        let what = match node {
+            LogicalPlan::Window(window) if window.window_expr.iter().any(collects) => {
+                "a list or a text of all rows for each row is as large as their square (GROUP BY and join it instead)"
+            }
+            LogicalPlan::Projection(_)
+            | LogicalPlan::Filter(_)
+            | LogicalPlan::Window(_)
+            | LogicalPlan::Aggregate(_)
+            | LogicalPlan::Sort(_)
+            | LogicalPlan::Join(_)
+            | LogicalPlan::Repartition(_)
+            | LogicalPlan::Union(_)
+            | LogicalPlan::TableScan(_)
+            | LogicalPlan::EmptyRelation(_)
+            | LogicalPlan::Subquery(_)
+            | LogicalPlan::SubqueryAlias(_)
+            | LogicalPlan::Limit(_)
+            | LogicalPlan::Values(_)
+            | LogicalPlan::Explain(_)
+            | LogicalPlan::Analyze(_)
+            | LogicalPlan::Distinct(_)
+            | LogicalPlan::Unnest(_)
+            | LogicalPlan::RecursiveQuery(_) => return Ok(TreeNodeRecursion::Continue),
+            LogicalPlan::Statement(_) => "it changes the session",
+            LogicalPlan::Extension(_) => "it has a part that is not known here",
+            LogicalPlan::DescribeTable(_) => "it is no query",
+            LogicalPlan::Dml(_) => "it changes rows",
+            LogicalPlan::Ddl(_) => "it changes tables",
+            LogicalPlan::Copy(_) => "it writes a file",
+        };
+        refused = Some(what);
+        Ok(TreeNodeRecursion::Stop)
+    });
+    if let Err(error) = visited {
+        return Err(QueryError::of(error));
+    }
+    match refused {
+        None => Ok(()),
+        Some(what) => Err(QueryError::Refused(format!(
+            "the statement is refused, for {what}; {READ_ONLY}"
+        ))),
+    }
+}
+
+/// Whether a window gives each row a value that grows with the window.
+fn collects(expr: &Expr) -> bool {
+    let mut found = false;
+    let visited = expr.apply(|expr| {
+        if let Expr::WindowFunction(function) = expr {
+            let name = function.fun.name();
+            found |= matches!(name, "array_agg" | "string_agg" | "listagg");
+        }
+        Ok(TreeNodeRecursion::Continue)
+    });
+    found || visited.is_err()
+}

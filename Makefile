@@ -13,7 +13,7 @@ IN_TESTS := $(addprefix -A clippy::,unwrap_used get_unwrap panic print_stdout pr
 	case_sensitive_file_extension_comparisons explicit_counter_loop match_bool large_futures)
 PORT ?= 29092
 
-.PHONY: help demo test sim mutants chaos flink nightly bench lint fmt docs-check services services-stop
+.PHONY: help demo test sim mutants chaos flink engines nightly bench lint fmt docs-check services services-stop
 
 help: ## this list
 	@echo "everlog: targets of this Makefile"
@@ -46,9 +46,18 @@ flink: ## jobs against a real Flink, row by row, with records by chance (ROUNDS=
 	@tests/services/setup.sh
 	@EVERLOG_FLINK_ROUNDS=$(or $(ROUNDS),10) EVERLOG_FLINK_SEED=$(SEED) FEATURES="$(FEATURES)" tests/scripts/run_tests.sh -p everlog-tests --test flink
 
-nightly: ## what is too long for `make test`: many simulated worlds, all planted bugs, many rounds against Flink, five minutes of chaos
+engines: ## docs/engines.md block by block on real Spark, Trino and Flink, beside pyiceberg and DuckDB (ENGINES="pyiceberg duckdb spark"; the first time 1.4 GB)
+	@tests/services/setup.sh
+	@tests/services/spark.sh fetch >/dev/null
+	@tests/services/trino.sh fetch >/dev/null
+	@tests/services/flink.sh fetch --iceberg >/dev/null
+	@EVERLOG_ENGINES="$(or $(ENGINES),pyiceberg duckdb spark trino flink)" RUST_TEST_THREADS=1 FEATURES="$(FEATURES)" \
+		tests/scripts/run_tests.sh -p everlog-tests --test engines
+
+nightly: ## what is too long for `make test`: many simulated worlds, all planted bugs, many rounds against Flink, all engines, five minutes of chaos
 	$(MAKE) --no-print-directory sim SEEDS=$(or $(SEEDS),10000)
 	$(MAKE) --no-print-directory flink ROUNDS=20
+	$(MAKE) --no-print-directory engines
 	$(MAKE) --no-print-directory mutants
 	$(MAKE) --no-print-directory chaos MINUTES=$(or $(MINUTES),5)
 

@@ -8,6 +8,7 @@
 //! - [`crashing`]: the places where tests kill the binary.
 //! - [`engines`]: the tables as pyiceberg and DuckDB see them.
 //! - [`everlog`]: the binary, its configuration and its output.
+//! - [`values`]: JSON that is hard to read as columns.
 //! - [`compare`]: records against records, and the first difference in words.
 //!
 //! A service that cannot be started fails the test: nothing is skipped.
@@ -20,5 +21,6 @@ pub mod compare;
 pub mod crashing;
 pub mod engines;
 pub mod everlog;
+pub mod values;
 
 pub use everlog_services as services;

@@ -38,6 +38,8 @@ import org.apache.flink.table.gateway.service.context.SessionContext;
  * <p>POST /sql?key=value... (body: the program; options of this session) runs it and waits for its INSERTs. 200: one line of
  * JSON for each job: its id, how it ended, milliseconds from its last task's start to its end, and of this process during
  * the program: milliseconds of CPU time, peak bytes of memory. 400: why not.
+ *
+ * <p>POST /text?key=value... runs it likewise; 200: what Flink's SQL client would print, the rows of SELECTs too.
  */
 public final class FlinkSession {
   private final int port;
@@ -69,7 +71,9 @@ public final class FlinkSession {
                 .build());
     cluster.start();
     HttpServer server = HttpServer.create(new InetSocketAddress("127.0.0.1", port + 1), 16);
-    server.createContext("/sql", new FlinkSession(port, cluster)::answer);
+    FlinkSession session = new FlinkSession(port, cluster);
+    server.createContext("/sql", session::answer);
+    server.createContext("/text", session::answer);
     server.setExecutor(Executors.newCachedThreadPool());
     server.start();
     System.out.println("ready");
@@ -92,7 +96,8 @@ public final class FlinkSession {
       for (String pair : query == null ? new String[0] : query.split("&")) {
         pairs.add(URLDecoder.decode(pair, StandardCharsets.UTF_8));
       }
-      text = run(program, pairs);
+      boolean printed = exchange.getHttpContext().getPath().equals("/text");
+      text = run(program, pairs, printed);
     } catch (Throwable e) {
       status = 400;
       StringBuilder chain = new StringBuilder();
@@ -107,7 +112,7 @@ public final class FlinkSession {
     exchange.close();
   }
 
-  private String run(String program, List<String> pairs) throws Exception {
+  private String run(String program, List<String> pairs, boolean printed) throws Exception {
     String name = "program-" + UUID.randomUUID();
     Configuration settings = new Configuration();
     settings.setString("execution.target", "remote");
@@ -126,10 +131,14 @@ public final class FlinkSession {
             org.apache.flink.util.concurrent.Executors.newDirectExecutorService());
     Files.writeString(Path.of("/proc/self/clear_refs"), "5"); // forgets the peak
     long cpu = cpu();
+    ByteArrayOutputStream out = new ByteArrayOutputStream();
     try (AutoCloseable ignored = session::close) {
-      new ScriptExecutor(session, new Printer(new ByteArrayOutputStream())).execute(program);
+      new ScriptExecutor(session, new Printer(out)).execute(program);
     }
     cpu = cpu() - cpu;
+    if (printed) {
+      return out.toString(StandardCharsets.UTF_8);
+    }
     StringBuilder lines = new StringBuilder();
     for (JobStatusMessage job : cluster.listJobs().get()) {
       if (!job.getJobName().equals(name)) {

@@ -514,12 +514,64 @@ impl Flink {
         let said = run("flink.sh", &[&["sql", &path, &file], options].concat());
         said.lines().map(str::to_owned).collect()
     }
+
+    /// The same; what Flink's SQL client would print, the rows of SELECTs too.
+    pub fn text(&self, program: &str) -> String {
+        let mut file = tempfile::NamedTempFile::new_in(self.dir.path()).expect("a file");
+        file.write_all(program.as_bytes()).expect("the program");
+        let (path, file) = (
+            self.dir.path().display().to_string(),
+            file.path().display().to_string(),
+        );
+        run("flink.sh", &["text", &path, &file])
+    }
 }
 
 impl Drop for Flink {
     fn drop(&mut self) {
         let _ = try_run(
             "flink.sh",
+            &["stop", &self.dir.path().display().to_string()],
+        );
+    }
+}
+
+/// A Trino of one node.
+#[derive(Debug)]
+pub struct Trino {
+    dir: tempfile::TempDir,
+}
+
+impl Trino {
+    /// Starts it with a catalog of this name and these properties.
+    pub fn start(catalog: &str, properties: &str) -> Self {
+        let dir = open_dir("everlog-trino");
+        let file = dir.path().join("given.properties");
+        std::fs::write(&file, properties).expect("the properties");
+        let (path, file) = (dir.path().display().to_string(), file.display().to_string());
+        let port = free_ports(1).to_string();
+        run("trino.sh", &["start", &path, &port, catalog, &file]);
+        Self { dir }
+    }
+
+    /// Runs statements, each ended by a semicolon at a line's end. A line of JSON for each that asks: `columns`, `rows`.
+    pub fn query(&self, statements: &str) -> Vec<String> {
+        let mut file = tempfile::NamedTempFile::new_in(self.dir.path()).expect("a file");
+        file.write_all(statements.as_bytes())
+            .expect("the statements");
+        let (path, file) = (
+            self.dir.path().display().to_string(),
+            file.path().display().to_string(),
+        );
+        let said = run("trino.sh", &["query", &path, &file]);
+        said.lines().map(str::to_owned).collect()
+    }
+}
+
+impl Drop for Trino {
+    fn drop(&mut self) {
+        let _ = try_run(
+            "trino.sh",
             &["stop", &self.dir.path().display().to_string()],
         );
     }

@@ -243,10 +243,14 @@ fn secrets_are_shown_to_nobody() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("token");
     std::fs::write(&path, "t0ken\n").unwrap();
-    let secret = Secret::new(&format!("file:{}", path.display()));
-    assert_eq!(secret.reveal(|_| None).unwrap(), "t0ken");
-    assert!(Secret::new("file:/nowhere/token").reveal(|_| None).is_err());
-    assert_eq!(format!("{:?}", Secret::new("hunter2")), "<redacted>");
+    let secret = |text: &str| Secret::parse(text).unwrap();
+    let written = secret(&format!("file:{}", path.display()));
+    assert_eq!(written.reveal(|_| None).unwrap(), "t0ken");
+    assert!(secret("file:/nowhere/token").reveal(|_| None).is_err());
+    assert_eq!(format!("{:?}", secret("hunter2")), "<redacted>");
+    for nothing in ["", "env:", "file:"] {
+        assert_eq!(Secret::parse(nothing), None, "{nothing}");
+    }
 }
 
 #[test]

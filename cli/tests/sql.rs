@@ -296,12 +296,14 @@ struct Terminal {
 
 impl Terminal {
     fn open(dir: &Path) -> Self {
+        // in place of the shell: one that waited would be ended by Ctrl-C too, and say 130
         let everlog = format!(
-            "{} sql --table users=users.csv",
+            "exec {} sql --table users=users.csv",
             env!("CARGO_BIN_EXE_everlog")
         );
         let mut child = command(dir, "script")
             .args(["--quiet", "--return", "--command", &everlog, "/dev/null"])
+            .env("SHELL", "/bin/sh")
             .env("TERM", "xterm")
             .env("XDG_STATE_HOME", dir.join("state"))
             .stdin(Stdio::piped())

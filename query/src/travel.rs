@@ -25,7 +25,7 @@ use datafusion::sql::sqlparser::ast::{
 };
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan};
 use everlog_common::Millis;
-use everlog_table::summary::ancestry;
+use everlog_table::summary::{oldest_as_of, snapshot_as_of};
 use iceberg::spec::{SchemaRef, SnapshotRef, TableMetadata};
 
 use crate::error::one_line;
@@ -292,8 +292,7 @@ pub(crate) fn snapshot_at(
         return Ok(head.cloned());
     };
     let found = match as_of {
-        AsOf::Time(time) => ancestry(metadata, metadata.current_snapshot_id())
-            .find(|snapshot| snapshot.timestamp_ms() <= time.0),
+        AsOf::Time(time) => snapshot_as_of(metadata, *time),
         AsOf::Snapshot(id) => metadata.snapshot_by_id(*id),
         AsOf::Tag(name) => metadata.snapshot_for_ref(name).or_else(|| {
             let id = name.parse().ok()?;
@@ -306,40 +305,48 @@ pub(crate) fn snapshot_at(
     }
 }
 
-/// The columns of a snapshot: those of then, but of a branch's head (and of now) those of now.
+/// The columns of a snapshot: those of then, but of a branch (and of now) those of now, as in Spark.
 pub(crate) fn schema_at(
     metadata: &TableMetadata,
     snapshot: &SnapshotRef,
     as_of: Option<&AsOf>,
 ) -> Result<SchemaRef, iceberg::Error> {
-    let is_head = metadata.current_snapshot_id() == Some(snapshot.snapshot_id());
-    match as_of {
-        None => Ok(Arc::clone(metadata.current_schema())),
-        Some(_) if is_head => Ok(Arc::clone(metadata.current_schema())),
-        Some(_) => snapshot.schema(metadata),
+    let is_branch = match as_of {
+        None => true,
+        Some(AsOf::Tag(name)) => is_branch(metadata, name),
+        Some(_) => false,
+    };
+    if is_branch {
+        Ok(Arc::clone(metadata.current_schema()))
+    } else {
+        snapshot.schema(metadata)
     }
+}
+
+fn is_branch(metadata: &TableMetadata, name: &str) -> bool {
+    let refs = refs(metadata).unwrap_or_default();
+    refs.get(name)
+        .and_then(|one| one.get("type")?.as_str())
+        .is_some_and(|kind| kind == "branch")
 }
 
 /// Why there is no such moment, and which are near.
 fn missing(table: &str, metadata: &TableMetadata, as_of: &AsOf) -> Result<QueryError, QueryError> {
     let shown = quoted(table);
-    let history: Vec<&SnapshotRef> = ancestry(metadata, metadata.current_snapshot_id()).collect();
-    let (Some(newest), Some(oldest)) = (history.first(), history.last()) else {
+    let (Some(newest), Some((since, oldest))) =
+        (metadata.current_snapshot(), oldest_as_of(metadata))
+    else {
         return Ok(QueryError::NoSnapshot(format!(
             "table {shown} has no snapshot yet"
         )));
     };
-    let named = |snapshot: &SnapshotRef| {
-        format!(
-            "{} ({})",
-            snapshot.snapshot_id(),
-            readable(Millis(snapshot.timestamp_ms()))
-        )
-    };
+    let at = |id: i64, time: Millis| format!("{id} ({})", readable(time));
+    let named =
+        |snapshot: &SnapshotRef| at(snapshot.snapshot_id(), Millis(snapshot.timestamp_ms()));
     let range = format!(
         "its {} snapshots reach from {} to {}: see {}",
-        history.len(),
-        named(oldest),
+        metadata.snapshots().len(),
+        at(oldest, since),
         named(newest),
         quoted(&format!("{table}$snapshots"))
     );
@@ -347,7 +354,7 @@ fn missing(table: &str, metadata: &TableMetadata, as_of: &AsOf) -> Result<QueryE
         AsOf::Time(time) => format!(
             "table {shown} has no snapshot of {} or before (any more); the nearest is {}, and {range}",
             readable(*time),
-            named(oldest)
+            at(oldest, since)
         ),
         AsOf::Snapshot(id) => {
             let wanted = id.to_string();

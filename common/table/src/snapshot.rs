@@ -15,7 +15,7 @@ use crate::manifests;
 use crate::scan::ScanError;
 use crate::schema::{ColumnMap, SchemaError};
 use crate::storage::{Storage, StorageErrorKind};
-use crate::summary::ancestry;
+use crate::summary::{oldest_as_of, snapshot_as_of};
 
 /// Attempts to take a lease, each on a fresh state.
 const LEASE_ATTEMPTS: u32 = 8;
@@ -297,9 +297,8 @@ impl Archive {
                 )))
             }
             SnapshotSelector::AsOf(time) => {
-                let head = head?;
-                ancestry(metadata, Some(head))
-                    .find(|s| s.timestamp_ms() <= time.0)
+                head?;
+                snapshot_as_of(metadata, *time)
                     .map(|s| s.snapshot_id())
                     .ok_or_else(|| {
                         self.not_found(format!(
@@ -833,12 +832,10 @@ fn furthest(ledger: &Ledger, bounds: &FileBounds) -> Option<Offset> {
 /// What there is, for who asked for something else.
 fn range_of(metadata: &TableMetadata) -> String {
     let newest = metadata.current_snapshot();
-    let oldest = ancestry(metadata, metadata.current_snapshot_id()).last();
-    match (oldest, newest) {
-        (Some(oldest), Some(newest)) => format!(
-            "there are snapshots from {} ({}) to {} ({})",
-            readable(Millis(oldest.timestamp_ms())),
-            oldest.snapshot_id(),
+    match (oldest_as_of(metadata), newest) {
+        (Some((time, oldest)), Some(newest)) => format!(
+            "there are snapshots from {} ({oldest}) to {} ({})",
+            readable(time),
             readable(Millis(newest.timestamp_ms())),
             newest.snapshot_id()
         ),

@@ -21,8 +21,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use everlog_common::Ledger;
 use everlog_common::ledger::LedgerFormatError;
+use everlog_common::{Ledger, Millis};
 use iceberg::spec::{Operation, SnapshotRef, TableMetadata};
 use uuid::Uuid;
 
@@ -131,6 +131,34 @@ pub fn ancestry(metadata: &TableMetadata, from: Option<i64>) -> impl Iterator<It
         move |snapshot| metadata.snapshot_by_id(snapshot.parent_snapshot_id()?),
     )
     .take(bound)
+}
+
+/// What the table held at a time: the snapshot that was made current last by then, whatever came of it later. That is what
+/// other engines give too: a job's version that takes over brings its own history with it, and a rollback takes some away, but
+/// neither changes what was seen before. Metadata without a log has its ancestry to go by. None: the log does not go
+/// back so far.
+pub fn snapshot_as_of(metadata: &TableMetadata, time: Millis) -> Option<&SnapshotRef> {
+    let log = metadata.history();
+    if log.is_empty() {
+        return ancestry(metadata, metadata.current_snapshot_id())
+            .find(|snapshot| snapshot.timestamp_ms() <= time.0);
+    }
+    // clocks differ: entries are in the order of what happened, their times need not be
+    let entry = log
+        .iter()
+        .rev()
+        .find(|entry| entry.timestamp_ms <= time.0)?;
+    metadata.snapshot_by_id(entry.snapshot_id)
+}
+
+/// From when on [`snapshot_as_of`] knows what the table held, and what it was then; none: there are no snapshots.
+pub fn oldest_as_of(metadata: &TableMetadata) -> Option<(Millis, i64)> {
+    let log = metadata.history().iter();
+    if let Some(entry) = log.min_by_key(|entry| entry.timestamp_ms) {
+        return Some((Millis(entry.timestamp_ms), entry.snapshot_id));
+    }
+    let oldest = ancestry(metadata, metadata.current_snapshot_id()).last()?;
+    Some((Millis(oldest.timestamp_ms()), oldest.snapshot_id()))
 }
 
 /// The snapshot on main that this commit made, if it did.

@@ -4,23 +4,24 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use datafusion::catalog::TableProvider;
-use everlog_common::{Millis, TopicName};
+use everlog_common::{Ledger, Millis, TopicName};
 use everlog_table::archive::{Archive, ArchiveDeps, ArchiveError};
 use everlog_table::catalog::{CatalogError, LoadedTable, parse_namespace};
 use everlog_table::files::PlannedFile;
 use everlog_table::job::PROPERTY_JOB;
 use everlog_table::manifests::{self, ManifestError};
 use everlog_table::schema::{Column, ColumnMap, PROPERTY_TOPIC, table_name};
-use everlog_table::snapshot::{LeaseMode, PinError, SnapshotSelector};
+use everlog_table::snapshot::{LeaseMode, PinError, PinnedSnapshot, SnapshotSelector};
 use everlog_table::storage::Storage;
 use iceberg::TableIdent;
 use iceberg::spec::{DataContentType, DataFileFormat, SnapshotRef};
 use tokio::runtime::Handle;
 
 use crate::error::chain;
+use crate::live::{self, Tail};
 use crate::names::{self, Suffix, quoted};
 use crate::table::{Archived, Columns, Footers, LakeTable, LiveFile, Moment};
-use crate::{AsOf, Lake, Progress, QueryError, TableKind, TableName, live, metadata, travel};
+use crate::{AsOf, Lake, Progress, QueryError, TableKind, TableName, metadata, travel};
 
 /// How many tables are looked at at once where all of them are listed.
 const LOADS_AT_ONCE: usize = 8;
@@ -30,8 +31,28 @@ const LOADS_AT_ONCE: usize = 8;
 pub(crate) struct Wanted {
     /// The name, as it was written; unquoted ones in lower case.
     pub(crate) name: String,
+    /// Whether the namespace was written before it: named files have none.
+    pub(crate) is_qualified: bool,
     /// The moment that the query gives this table.
     pub(crate) as_of: Option<AsOf>,
+}
+
+/// What a query has met so far: whatever it calls a table, it sees one state of it, and one end of its tail.
+#[derive(Debug, Default)]
+pub(crate) struct Met {
+    progress: Arc<Progress>,
+    loaded: HashMap<String, Option<LoadedTable>>,
+    tails: HashMap<TopicName, Arc<Tail>>,
+}
+
+impl Met {
+    /// By a query that tells how far it is.
+    pub(crate) fn by(progress: &Arc<Progress>) -> Self {
+        Self {
+            progress: Arc::clone(progress),
+            ..Self::default()
+        }
+    }
 }
 
 /// Every table that a session can ask for.
@@ -122,9 +143,11 @@ impl Tables {
     pub(crate) async fn find(
         &self,
         wanted: &Wanted,
-        progress: &Arc<Progress>,
+        met: &mut Met,
     ) -> Result<Arc<dyn TableProvider>, QueryError> {
-        if let Some(file) = self.files.get(&wanted.name) {
+        if let Some(file) = self.files.get(&wanted.name)
+            && !wanted.is_qualified
+        {
             return match &wanted.as_of {
                 None => Ok(Arc::clone(file)),
                 Some(_) => Err(QueryError::Refused(format!(
@@ -134,7 +157,7 @@ impl Tables {
             };
         }
         let (base, suffix) = names::split(&wanted.name);
-        let (loaded, is_view) = self.named(base, &wanted.name).await?;
+        let (loaded, is_view) = self.named(base, &wanted.name, met).await?;
         if is_view && suffix.is_some_and(|suffix| suffix != Suffix::Live) {
             return Err(QueryError::UnknownTable(format!(
                 "a view has no {}: ask for {}",
@@ -146,7 +169,7 @@ impl Tables {
                 ))
             )));
         }
-        self.opened(loaded, suffix, is_view, wanted, progress).await
+        self.opened(loaded, suffix, is_view, wanted, met).await
     }
 
     async fn opened(
@@ -155,7 +178,7 @@ impl Tables {
         suffix: Option<Suffix>,
         is_view: bool,
         wanted: &Wanted,
-        progress: &Arc<Progress>,
+        met: &mut Met,
     ) -> Result<Arc<dyn TableProvider>, QueryError> {
         let name = loaded.ident.name().to_owned();
         let kind = kind_of(&loaded);
@@ -177,7 +200,7 @@ impl Tables {
                 }
                 return metadata::of_table(suffix, &loaded.metadata);
             }
-            if suffix == Suffix::Live && wanted.as_of.is_some() {
+            if suffix == Suffix::Live && (wanted.as_of.is_some() || self.as_of.is_some()) {
                 return Err(QueryError::Refused(format!(
                     "{} is about now: leave out AS OF, or ask for {} as of then",
                     quoted(&wanted.name),
@@ -191,15 +214,26 @@ impl Tables {
         });
         if let Some(suffix) = suffix.filter(|suffix| *suffix != Suffix::Live) {
             let at = self.snapshot(&loaded, as_of)?;
+            if let TableKind::Archive { topic } = &kind
+                && suffix.of_archives_only()
+            {
+                let ledger = match &at {
+                    Some(at) => self
+                        .pinned(&topic_of(&name, topic)?, &name, at)
+                        .await?
+                        .ledger
+                        .clone(),
+                    None => Ledger::default(),
+                };
+                return metadata::of_ledger(suffix, &ledger);
+            }
             let storage = self.storage(&loaded)?;
             return metadata::of_snapshot(suffix, &loaded, at.as_ref(), &storage).await;
         }
         let table = match kind {
             TableKind::Archive { topic } => {
-                let topic = TopicName::new(&topic).map_err(|error| {
-                    QueryError::Corrupt(format!("table {name}: its everlog.topic: {error}"))
-                })?;
-                self.archive(&topic, &loaded, as_of).await?
+                self.archive(&topic_of(&name, &topic)?, &loaded, as_of)
+                    .await?
             }
             _ => self.other(&loaded, as_of).await?,
         };
@@ -208,7 +242,7 @@ impl Tables {
             suffix == Some(Suffix::Live) || self.live && wanted.as_of.is_none() && archive;
         let topic = table.topic().cloned();
         let provider: Arc<dyn TableProvider> = if with_tail {
-            live::over(&self.lake, table, Arc::clone(progress)).await?
+            self.with_tail(table, met).await?
         } else {
             table
         };
@@ -219,6 +253,24 @@ impl Tables {
                 None => Err(self.unknown(&wanted.name).await),
             },
         }
+    }
+
+    async fn with_tail(
+        &self,
+        table: Arc<LakeTable>,
+        met: &mut Met,
+    ) -> Result<Arc<dyn TableProvider>, QueryError> {
+        let known = table.topic().and_then(|topic| met.tails.get(topic));
+        let tail = match known {
+            Some(tail) => Arc::clone(tail),
+            None => {
+                let progress = Arc::clone(&met.progress);
+                let tail = Arc::new(Tail::of(&self.lake, &table, progress).await?);
+                met.tails.insert(tail.topic().clone(), Arc::clone(&tail));
+                tail
+            }
+        };
+        Ok(live::over(table, tail))
     }
 
     /// The names in the catalog.
@@ -238,23 +290,32 @@ impl Tables {
         }
     }
 
-    async fn exactly(&self, name: &str) -> Result<Option<LoadedTable>, QueryError> {
-        if is_possible(name) {
-            self.load(name).await
-        } else {
-            Ok(None)
+    async fn exactly(&self, name: &str, met: &mut Met) -> Result<Option<LoadedTable>, QueryError> {
+        if !is_possible(name) {
+            return Ok(None);
         }
+        if let Some(known) = met.loaded.get(name) {
+            return Ok(known.clone());
+        }
+        let loaded = self.load(name).await?;
+        met.loaded.insert(name.to_owned(), loaded.clone());
+        Ok(loaded)
     }
 
     /// A table by its name, by its topic's name, or in other letters; and whether its view is meant.
-    async fn named(&self, base: &str, whole: &str) -> Result<(LoadedTable, bool), QueryError> {
-        if let Some(table) = self.exactly(base).await? {
+    async fn named(
+        &self,
+        base: &str,
+        whole: &str,
+        met: &mut Met,
+    ) -> Result<(LoadedTable, bool), QueryError> {
+        if let Some(table) = self.exactly(base, met).await? {
             return Ok((table, false));
         }
         if let Ok(topic) = TopicName::new(base) {
             let name = table_name(&topic);
             if name != base
-                && let Some(table) = self.exactly(&name).await?
+                && let Some(table) = self.exactly(&name, met).await?
                 && kind_of(&table)
                     == (TableKind::Archive {
                         topic: base.to_owned(),
@@ -269,7 +330,7 @@ impl Tables {
             alike.next().filter(|_| alike.next().is_none()).cloned()
         };
         if let Some(name) = alike(base)
-            && let Some(table) = self.exactly(&name).await?
+            && let Some(table) = self.exactly(&name, met).await?
         {
             return Ok((table, false));
         }
@@ -278,7 +339,7 @@ impl Tables {
             exact.or_else(|| alike(name))
         });
         if let Some(name) = viewed
-            && let Some(table) = self.exactly(&name).await?
+            && let Some(table) = self.exactly(&name, met).await?
             && let TableKind::Archive { topic } = kind_of(&table)
             && let Ok(topic) = TopicName::new(&topic)
         {
@@ -349,19 +410,9 @@ impl Tables {
     ) -> Result<LakeTable, QueryError> {
         let name = loaded.ident.name();
         let Some(at) = self.snapshot(loaded, as_of)? else {
-            return self.empty(loaded, Some((topic, everlog_common::Ledger::default())));
+            return self.empty(loaded, Some((topic, Ledger::default())));
         };
-        // Of the moment's name and the snapshot's, the snapshot's: what was found is what is read.
-        let selector = SnapshotSelector::Id(at.snapshot_id());
-        let mut archive = self.opened_archive(topic).await?;
-        // Expiry leaves files alone for an hour after it took a snapshot away; so a query needs no lease, and writes nothing.
-        let mut pinned = archive.pin(&selector, LeaseMode::Off).await;
-        if let Err(PinError::Archive(ArchiveError::Replaced { .. })) = &pinned {
-            self.forget(topic);
-            archive = self.opened_archive(topic).await?;
-            pinned = archive.pin(&selector, LeaseMode::Off).await;
-        }
-        let pinned = pinned.map_err(|error| of_pin(name, error))?;
+        let pinned = self.pinned(topic, name, &at).await?;
         let files = pinned.files().await.map_err(|error| of_pin(name, error))?;
         let metadata = &pinned.table().metadata;
         let schema = travel::schema_at(metadata, &at, as_of);
@@ -386,6 +437,26 @@ impl Tables {
             footers: Arc::clone(&self.footers),
             io: self.io.clone(),
         })
+    }
+
+    /// An archive at a snapshot that was found for the query.
+    async fn pinned(
+        &self,
+        topic: &TopicName,
+        name: &str,
+        at: &SnapshotRef,
+    ) -> Result<PinnedSnapshot, QueryError> {
+        // Of the moment's name and the snapshot's, the snapshot's: what was found is what is read.
+        let selector = SnapshotSelector::Id(at.snapshot_id());
+        let mut archive = self.opened_archive(topic).await?;
+        // Expiry leaves files alone for an hour after it took a snapshot away; so a query needs no lease, and writes nothing.
+        let mut pinned = archive.pin(&selector, LeaseMode::Off).await;
+        if let Err(PinError::Archive(ArchiveError::Replaced { .. })) = &pinned {
+            self.forget(topic);
+            archive = self.opened_archive(topic).await?;
+            pinned = archive.pin(&selector, LeaseMode::Off).await;
+        }
+        pinned.map_err(|error| of_pin(name, error))
     }
 
     async fn opened_archive(&self, topic: &TopicName) -> Result<Archive, QueryError> {
@@ -491,7 +562,7 @@ impl Tables {
     fn empty(
         &self,
         loaded: &LoadedTable,
-        archive: Option<(&TopicName, everlog_common::Ledger)>,
+        archive: Option<(&TopicName, Ledger)>,
     ) -> Result<LakeTable, QueryError> {
         let name = loaded.ident.name();
         let schema = loaded.metadata.current_schema();
@@ -520,7 +591,7 @@ impl Tables {
 
 fn archived(
     topic: &TopicName,
-    ledger: everlog_common::Ledger,
+    ledger: Ledger,
     columns: &Columns,
     map: &ColumnMap,
 ) -> Option<Archived> {
@@ -537,6 +608,11 @@ fn archived(
 }
 
 /// What a table is, by its properties.
+fn topic_of(table: &str, topic: &str) -> Result<TopicName, QueryError> {
+    TopicName::new(topic)
+        .map_err(|error| QueryError::Corrupt(format!("table {table}: its everlog.topic: {error}")))
+}
+
 fn kind_of(table: &LoadedTable) -> TableKind {
     let properties = table.metadata.properties();
     if let Some(topic) = properties.get(PROPERTY_TOPIC) {

@@ -138,6 +138,15 @@ fn of_arrow(error: &ArrowError) -> QueryError {
         ArrowError::ParquetError(what) => {
             QueryError::Corrupt(format!("a data file cannot be read: {}", one_line(what)))
         }
+        ArrowError::InvalidArgumentError(what)
+            if what.to_ascii_lowercase().contains("utf-8")
+                || what.to_ascii_lowercase().contains("utf8") =>
+        {
+            QueryError::Failed(format!(
+                "{}: bytes that are no text; try_cast(x AS VARCHAR) gives null for them",
+                one_line(what)
+            ))
+        }
         other => QueryError::Failed(one_line(&other.to_string())),
     }
 }

@@ -36,6 +36,8 @@ use datafusion::logical_expr::{
 use datafusion::sql::sqlparser::ast::BinaryOperator;
 use everlog_decode::{JsonValue, PathPart, find};
 
+use crate::sql_types::{is_bytes, is_text};
+
 /// What a function gives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Gives {
@@ -153,20 +155,6 @@ impl ScalarUDFImpl for JsonFunction {
         }
         Ok(ColumnarValue::Array(found))
     }
-}
-
-const fn is_text(of: &DataType) -> bool {
-    matches!(
-        of,
-        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View
-    )
-}
-
-const fn is_bytes(of: &DataType) -> bool {
-    matches!(
-        of,
-        DataType::Binary | DataType::LargeBinary | DataType::BinaryView
-    )
 }
 
 /// JSON texts, however they are stored; none of them is copied.

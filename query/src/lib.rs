@@ -31,13 +31,16 @@ mod error;
 mod failure;
 mod guard;
 mod json;
+mod lengths;
 mod live;
 mod metadata;
+mod moments;
 mod names;
 pub mod output;
 mod progress;
 pub mod script;
 mod session;
+mod spill;
 mod sql_types;
 pub mod table;
 mod travel;
@@ -56,7 +59,7 @@ pub use decode::{NoValues, SchemaChoice, TopicFormat, TopicValues, ValueView, Va
 pub use error::{QueryError, QueryErrorKind};
 pub use names::{TableKind, TableName, quoted};
 pub use progress::Progress;
-pub use session::Session;
+pub use session::{Session, THREAD_NAME};
 
 /// What there is to ask about.
 #[derive(Debug, Clone)]

@@ -15,6 +15,7 @@
 use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow_array::{ArrayRef, RecordBatch, RecordBatchOptions, new_null_array};
 use arrow_schema::{Field, Schema, SchemaRef};
@@ -42,6 +43,7 @@ use everlog_table::snapshot::LeaseMode;
 use tokio::runtime::Handle;
 use tokio::sync::OnceCell;
 
+use crate::error::chain;
 use crate::table::LakeTable;
 use crate::{Lake, Progress, QueryError};
 
@@ -51,59 +53,18 @@ const QUEUED_BATCHES: usize = 2;
 const MEMORY_MAX: usize = 64 << 20;
 /// What it needs to get on.
 const MEMORY_MIN: usize = 4 << 20;
+/// How long the cluster may take to say who it is: a query is asked by somebody who waits.
+const CLUSTER_PATIENCE: Duration = Duration::from_secs(10);
 /// Rows of a batch: those of a reader may be far more.
 const BATCH_ROWS: usize = 8_192;
 
 /// The archive's newest snapshot with what Kafka holds beyond it, up to its end now.
-pub(crate) async fn over(
-    lake: &Lake,
-    table: Arc<LakeTable>,
-    progress: Arc<Progress>,
-) -> Result<Arc<dyn TableProvider>, QueryError> {
-    let (Some(topic), Some(ledger)) = (table.topic().cloned(), table.ledger().cloned()) else {
-        return Err(QueryError::Refused(
-            "only an archive has a live tail; ask the table without $live".to_owned(),
-        ));
-    };
-    let Some(log) = lake.log.clone() else {
-        return Err(QueryError::NoCluster);
-    };
-    let deps = ArchiveDeps {
-        catalog: Arc::clone(&lake.catalog),
-        clock: Arc::clone(&lake.clock),
-        ids: Arc::clone(&lake.ids),
-    };
-    let archive = Archive::open(deps, &lake.namespace, &topic).await?;
-    let archive = archive.ok_or_else(|| {
-        QueryError::UnknownTable(format!("topic {topic} has no archive any more; ask again"))
-    })?;
-    let state = archive.state().await?;
-    let columns = ColumnMap::resolve(state.table.metadata.current_schema());
-    let columns = columns.map_err(|error| {
-        QueryError::Unsupported(format!("the archive of {topic} cannot be read: {error}"))
-    })?;
-    let tail = Tail {
-        topic,
-        components: Components {
-            log: Some(log),
-            catalog: Arc::clone(&lake.catalog),
-            clock: Arc::clone(&lake.clock),
-            ids: Arc::clone(&lake.ids),
-            namespace: lake.namespace.clone(),
-        },
-        starts: ends_of(&ledger),
-        incarnation: Incarnation::newest(&ledger),
-        gaps: ledger.gaps,
-        columns,
-        stops: OnceCell::new(),
-        progress,
-        io: table.io.clone(),
-    };
-    Ok(Arc::new(LiveTable {
+pub(crate) fn over(table: Arc<LakeTable>, tail: Arc<Tail>) -> Arc<dyn TableProvider> {
+    Arc::new(LiveTable {
         schema: schema_of(&table.schema(), &tail.columns),
         archive: table,
-        tail: Arc::new(tail),
-    }))
+        tail,
+    })
 }
 
 /// Where every partition goes on behind what the ledger holds: in the last generation that has it, at its next offset. A
@@ -196,9 +157,9 @@ impl TableProvider for LiveTable {
     }
 }
 
-/// What Kafka holds of a topic beyond a snapshot.
+/// What Kafka holds of a topic beyond a snapshot. All of a query's scans of it end together.
 #[derive(Debug)]
-struct Tail {
+pub(crate) struct Tail {
     topic: TopicName,
     components: Components,
     starts: Positions,
@@ -214,6 +175,68 @@ struct Tail {
 }
 
 impl Tail {
+    /// Of an archive. Nothing of it is read yet.
+    pub(crate) async fn of(
+        lake: &Lake,
+        table: &LakeTable,
+        progress: Arc<Progress>,
+    ) -> Result<Self, QueryError> {
+        let (Some(topic), Some(ledger)) = (table.topic().cloned(), table.ledger().cloned()) else {
+            return Err(QueryError::Refused(
+                "only an archive has a live tail; ask the table without $live".to_owned(),
+            ));
+        };
+        let Some(log) = lake.log.clone() else {
+            return Err(QueryError::NoCluster);
+        };
+        let met = tokio::time::timeout(CLUSTER_PATIENCE, log.cluster_id()).await;
+        let silent = match met {
+            Ok(Ok(_)) => None,
+            Ok(Err(error)) => Some(chain(&error)),
+            Err(_) => Some(format!("it does not answer within {CLUSTER_PATIENCE:?}")),
+        };
+        if let Some(why) = silent {
+            return Err(QueryError::Failed(format!(
+                "Kafka: {why}; without --live and $live the archive answers alone"
+            )));
+        }
+        let deps = ArchiveDeps {
+            catalog: Arc::clone(&lake.catalog),
+            clock: Arc::clone(&lake.clock),
+            ids: Arc::clone(&lake.ids),
+        };
+        let archive = Archive::open(deps, &lake.namespace, &topic).await?;
+        let archive = archive.ok_or_else(|| {
+            QueryError::UnknownTable(format!("topic {topic} has no archive any more; ask again"))
+        })?;
+        let state = archive.state().await?;
+        let columns = ColumnMap::resolve(state.table.metadata.current_schema());
+        let columns = columns.map_err(|error| {
+            QueryError::Unsupported(format!("the archive of {topic} cannot be read: {error}"))
+        })?;
+        Ok(Self {
+            topic,
+            components: Components {
+                log: Some(log),
+                catalog: Arc::clone(&lake.catalog),
+                clock: Arc::clone(&lake.clock),
+                ids: Arc::clone(&lake.ids),
+                namespace: lake.namespace.clone(),
+            },
+            starts: ends_of(&ledger),
+            incarnation: Incarnation::newest(&ledger),
+            gaps: ledger.gaps,
+            columns,
+            stops: OnceCell::new(),
+            progress,
+            io: table.io.clone(),
+        })
+    }
+
+    pub(crate) fn topic(&self) -> &TopicName {
+        &self.topic
+    }
+
     async fn open(&self, memory_bytes: usize) -> Result<EventStream, QueryError> {
         let request = ReplayRequest {
             start: Some(self.starts.clone()),

@@ -13,21 +13,23 @@ use arrow_array::{
     ArrayRef, BooleanArray, Int32Array, Int64Array, RecordBatch, StringArray,
     TimestampMicrosecondArray, TimestampMillisecondArray,
 };
-use arrow_schema::{Field, Schema};
+use arrow_schema::{Field, Schema, TimeUnit};
 use datafusion::catalog::TableProvider;
 use datafusion::datasource::MemTable;
 use everlog_common::Ledger;
 use everlog_table::catalog::LoadedTable;
 use everlog_table::manifests::{self, ManifestError};
 use everlog_table::storage::Storage;
-use everlog_table::summary::{LEDGER, ancestry};
-use iceberg::spec::{DataContentType, ManifestEntry, SnapshotRef, TableMetadata};
+use everlog_table::summary::ancestry;
+use iceberg::spec::{
+    DataContentType, Datum, Literal, ManifestEntry, PrimitiveLiteral, PrimitiveType, SnapshotRef,
+    TableMetadata, Transform, Type,
+};
 use serde_json::Value;
 
-use crate::QueryError;
 use crate::error::chain;
 use crate::names::Suffix;
-use crate::travel;
+use crate::{QueryError, moments, travel};
 
 /// Whether a table is about all snapshots, rather than about one.
 pub(crate) const fn is_of_table(suffix: Suffix) -> bool {
@@ -210,17 +212,6 @@ pub(crate) async fn of_snapshot(
     snapshot: Option<&SnapshotRef>,
     storage: &Storage,
 ) -> Result<Arc<dyn TableProvider>, QueryError> {
-    if matches!(suffix, Suffix::Ledger | Suffix::Gaps) {
-        let ledger = match snapshot {
-            Some(snapshot) => ledger_of(loaded, snapshot)?,
-            None => Ledger::default(),
-        };
-        return if suffix == Suffix::Ledger {
-            of_ledger(&ledger)
-        } else {
-            gaps(&ledger)
-        };
-    }
     let entries = match snapshot {
         Some(snapshot) => entries(loaded, snapshot, storage).await?,
         None => Vec::new(),
@@ -232,27 +223,18 @@ pub(crate) async fn of_snapshot(
     }
 }
 
-/// The ledger of a snapshot. Snapshots that another engine made by rewriting files have that of the one before.
-fn ledger_of(loaded: &LoadedTable, snapshot: &SnapshotRef) -> Result<Ledger, QueryError> {
-    let name = loaded.ident.name();
-    let found = ancestry(&loaded.metadata, Some(snapshot.snapshot_id()))
-        .find_map(|s| Some((s, s.summary().additional_properties.get(LEDGER)?)));
-    let Some((held, text)) = found else {
-        return Err(QueryError::NoSnapshot(format!(
-            "table {name}: neither snapshot {} nor one before it has a ledger",
-            snapshot.snapshot_id()
-        )));
-    };
-    Ledger::decode(text).map_err(|error| {
-        QueryError::Corrupt(format!(
-            "table {name}: the ledger of snapshot {}: {}",
-            held.snapshot_id(),
-            chain(&error)
-        ))
-    })
+/// A table about what an archive's snapshot says that it holds.
+pub(crate) fn of_ledger(
+    suffix: Suffix,
+    ledger: &Ledger,
+) -> Result<Arc<dyn TableProvider>, QueryError> {
+    match suffix {
+        Suffix::Gaps => gaps(ledger),
+        _ => entries_of(ledger),
+    }
 }
 
-fn of_ledger(ledger: &Ledger) -> Result<Arc<dyn TableProvider>, QueryError> {
+fn entries_of(ledger: &Ledger) -> Result<Arc<dyn TableProvider>, QueryError> {
     let mut rows = Vec::new();
     for (generation, era) in &ledger.generations {
         for (partition, entry) in &era.partitions {
@@ -373,11 +355,64 @@ fn partition_text(metadata: &TableMetadata, listed: &Listed) -> String {
     if spec.is_unpartitioned() {
         return String::new();
     }
-    let fits = spec.fields().len() == file.partition().fields().len();
-    if !fits {
+    let values = file.partition().fields();
+    if spec.fields().len() != values.len() {
         return String::new();
     }
-    spec.partition_to_path(file.partition(), Arc::clone(metadata.current_schema()))
+    // of an old spec, a column may be gone from the schema of now
+    let schemas = std::iter::once(metadata.current_schema()).chain(metadata.schemas_iter());
+    let mut kinds = schemas.filter_map(|schema| spec.partition_type(schema).ok());
+    let kinds = kinds.next();
+    let parts = spec.fields().iter().zip(values).enumerate();
+    let parts = parts.map(|(place, (field, value))| {
+        let kind = kinds.as_ref().and_then(|kinds| kinds.fields().get(place));
+        let kind = kind.and_then(|kind| kind.field_type.as_primitive_type());
+        let text = match (kind, value.as_ref().and_then(Literal::as_primitive_literal)) {
+            _ if field.transform == Transform::Void => "null".to_owned(),
+            (_, None) => "null".to_owned(),
+            (Some(kind), Some(value)) => moment(kind, &value).unwrap_or_else(|| {
+                let value = Literal::Primitive(value);
+                let kind = Type::Primitive(kind.clone());
+                field.transform.to_human_string(&kind, Some(&value))
+            }),
+            (None, Some(value)) => format!("{value:?}"),
+        };
+        format!("{}={text}", field.name)
+    });
+    parts.collect::<Vec<_>>().join("/")
+}
+
+/// A time as text, whatever it is: the library has a calendar for some of them alone.
+fn moment(kind: &PrimitiveType, value: &PrimitiveLiteral) -> Option<String> {
+    let (unit, zoned) = match kind {
+        PrimitiveType::Timestamp => (TimeUnit::Microsecond, false),
+        PrimitiveType::Timestamptz => (TimeUnit::Microsecond, true),
+        PrimitiveType::TimestampNs => (TimeUnit::Nanosecond, false),
+        PrimitiveType::TimestamptzNs => (TimeUnit::Nanosecond, true),
+        PrimitiveType::Date => return date(value),
+        _ => return None,
+    };
+    match value {
+        PrimitiveLiteral::Long(value) => Some(moments::text(*value, unit, zoned)),
+        _ => None,
+    }
+}
+
+fn date(value: &PrimitiveLiteral) -> Option<String> {
+    match value {
+        PrimitiveLiteral::Int(days) => Some(moments::date(*days)),
+        _ => None,
+    }
+}
+
+/// A bound as text.
+fn bound_text(bound: &Datum) -> String {
+    if let Some(text) = moment(bound.data_type(), bound.literal()) {
+        return text;
+    }
+    let text = bound.to_string();
+    let inside = text.strip_prefix('"').and_then(|t| t.strip_suffix('"'));
+    inside.map_or(text.clone(), str::to_owned)
 }
 
 fn files(
@@ -428,12 +463,7 @@ fn files(
             let sorted: BTreeMap<_, _> = bounds.iter().collect();
             for (id, bound) in sorted {
                 map.keys().append_value(i64::from(*id));
-                let text = bound.to_string();
-                let text = text
-                    .strip_prefix('"')
-                    .and_then(|t| t.strip_suffix('"'))
-                    .unwrap_or(&text);
-                map.values().append_value(text);
+                map.values().append_value(bound_text(bound));
             }
             map.append(true).map_err(failed)?;
         }

@@ -37,10 +37,11 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::catalog::{Tables, Wanted};
+use crate::catalog::{Met, Tables, Wanted};
 use crate::failure::DOES_NOT_FIT;
 use crate::guard::{self, Asked, Named, Parsed, Shares};
 use crate::names::{self, quoted};
+use crate::spill::Spill;
 use crate::table::{LakeOrder, STORE};
 use crate::travel::{self, Given};
 use crate::{
@@ -58,6 +59,9 @@ const END_MAX: Duration = Duration::from_secs(60);
 /// How many consumers an error of exhausted memory names.
 const NAMED_CONSUMERS: NonZeroUsize = NonZeroUsize::MIN;
 
+/// What the threads that queries run on are called.
+pub const THREAD_NAME: &str = "everlog-sql";
+
 /// One analyst's door to a lake. Queries of a session may run at the same time; they share its limits of memory and disk.
 #[derive(Debug)]
 pub struct Session {
@@ -73,7 +77,7 @@ struct Engine {
     runtime: Option<Runtime>,
     state: SessionState,
     /// Removed with the engine.
-    spill: Option<tempfile::TempDir>,
+    spill: Option<Spill>,
 }
 
 impl std::fmt::Debug for Engine {
@@ -232,9 +236,10 @@ impl Session {
         let (statement, tables, with, columns) = pieces;
         let state = self.state(&progress);
         let mut found = Vec::with_capacity(tables.len());
+        let mut met = Met::by(&progress);
         for table in tables {
             let wanted = self.wanted(&table, &state).await?;
-            match self.tables.find(&wanted, &progress).await {
+            match self.tables.find(&wanted, &mut met).await {
                 Ok(provider) => found.push((table.alias, provider)),
                 // then it is what WITH calls so, or the planner says that there is none
                 Err(QueryError::UnknownTable(_)) if with.contains(&wanted.name) => {}
@@ -293,6 +298,7 @@ impl Session {
         };
         Ok(Wanted {
             name: table.name.clone(),
+            is_qualified: !table.namespace.is_empty(),
             as_of,
         })
     }
@@ -338,9 +344,10 @@ impl Session {
     pub async fn columns(&self, table: &str) -> Result<SchemaRef, QueryError> {
         let wanted = Wanted {
             name: table.to_owned(),
+            is_qualified: false,
             as_of: None,
         };
-        let found = self.tables.find(&wanted, &Arc::default()).await?;
+        let found = self.tables.find(&wanted, &mut Met::default()).await?;
         Ok(found.schema())
     }
 }
@@ -395,7 +402,7 @@ async fn plan(
         .statement_to_plan(statement)
         .await
         .map_err(QueryError::of)?;
-    guard::check_plan(&logical)?;
+    let logical = guard::allowed(logical)?;
     let optimized = state.optimize(&logical).map_err(QueryError::of)?;
     let plan = state
         .query_planner()
@@ -503,19 +510,16 @@ fn timed_out(timeout: Option<Duration>) -> QueryError {
 }
 
 fn engine(limits: &Limits) -> Result<Engine, QueryError> {
-    let spill = tempfile::Builder::new()
-        .prefix("everlog-sql-")
-        .tempdir_in(&limits.spill)
-        .map_err(|error| {
-            QueryError::File(format!(
-                "no temporary folder can be made in {}: {error}; give another one",
-                limits.spill.display()
-            ))
-        })?;
+    let spill = Spill::within(&limits.spill).map_err(|error| {
+        QueryError::File(format!(
+            "no temporary folder can be made in {}: {error}; set TMPDIR to another one",
+            limits.spill.display()
+        ))
+    })?;
     let threads = limits.threads.max(1);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads)
-        .thread_name("everlog-sql")
+        .thread_name(THREAD_NAME)
         .thread_stack_size(STACK_BYTES)
         .enable_time()
         .build()
@@ -558,10 +562,18 @@ fn base_state(
     options.execution.parquet.pushdown_filters = true;
     options.execution.parquet.enable_page_index = false;
     options.execution.parquet.bloom_filter_on_read = false;
+    // Of named files bounds are not used: they leave out NaN, and filters may convert what they bound. Tables of the lake take
+    // care of both.
+    options.execution.parquet.pruning = false;
+    options.execution.collect_statistics = false;
     // Each thread's sort sets as much aside for its merges, used or not. What they need more, the pool keeps for them.
     let merges = usize::try_from(memory).unwrap_or(usize::MAX) / threads / 16;
     let aside = &mut options.execution.sort_spill_reservation_bytes;
     *aside = (*aside).min(merges);
+    // 0.1 is a decimal, as in the standard, Spark and Trino: as a double it would not equal the 0.1 of a decimal column
+    options.sql_parser.parse_float_as_decimal = true;
+    // now() is an instant, and not a time of a place that is not said
+    options.execution.time_zone = Some("UTC".to_owned());
     // an order that a scan gives is kept rather than made again
     options.optimizer.prefer_existing_sort = true;
     let mut rules = PhysicalOptimizer::new().rules;
@@ -575,6 +587,7 @@ fn base_state(
         .with_physical_optimizer_rules(rules)
         .build();
     crate::json::register(&mut state)?;
+    crate::lengths::register(&mut state)?;
     let functions: Vec<_> = state.scalar_functions().values().cloned().collect();
     for function in functions {
         if let Some(bounded) = guard::bounded(&function) {
@@ -774,11 +787,23 @@ impl Hints {
                 let same = names
                     .clone()
                     .find(|known| known.eq_ignore_ascii_case(plain) && *known != plain);
+                let is_raw = names.clone().any(|known| known == "value")
+                    && names.clone().any(|known| known == "offset");
                 let hint = match same {
                     Some(known) => format!("did you mean {}?", quoted(known)),
+                    None if is_raw => format!(
+                        "{}; what is inside of a value is a column of the view NAME_v, or value ->> '{plain}'",
+                        names::hint("columns", plain, names)
+                    ),
                     None => names::hint("columns", plain, names),
                 };
                 QueryError::UnknownColumn(format!("there is no column {wanted}; {hint}"))
+            }
+            QueryError::Invalid(what) if what.contains("require unique expression names") => {
+                QueryError::Invalid(
+                    "two columns of the answer would have one name: name them, like count(*) AS orders"
+                        .to_owned(),
+                )
             }
             QueryError::Invalid(what) if what.starts_with(DOES_NOT_FIT) => {
                 let used: Vec<String> = self

@@ -1,4 +1,4 @@
-//! What types are called in SQL, for people.
+//! What types are called in SQL, for people, and what kinds of them functions take.
 
 use arrow_schema::{DataType, TimeUnit};
 
@@ -67,4 +67,20 @@ pub(crate) fn name(kind: &DataType) -> String {
         DataType::RunEndEncoded(_, value) => name(value.data_type()),
         DataType::Union(..) => "UNION".to_owned(),
     }
+}
+
+/// Whether values are text.
+pub(crate) const fn is_text(of: &DataType) -> bool {
+    matches!(
+        of,
+        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View
+    )
+}
+
+/// Whether values are bytes.
+pub(crate) const fn is_bytes(of: &DataType) -> bool {
+    matches!(
+        of,
+        DataType::Binary | DataType::LargeBinary | DataType::BinaryView
+    )
 }

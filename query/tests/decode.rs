@@ -378,3 +378,89 @@ async fn a_named_schema_or_declared_columns_go_before_the_newest() {
     // the table itself is there all the same
     assert_eq!(value(&session, "SELECT count(*) FROM events").await, "6");
 }
+
+/// A sort stood below the decoding once, where another column has the place.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_view_is_ordered_by_any_of_its_columns() {
+    let world = World::new().await;
+    for commit in 0..3 {
+        let records: Vec<Record> = (0..100)
+            .map(|n| {
+                let n = commit * 100 + n;
+                let mut record = Record::new(n as i32 % 2, n);
+                // neither the values nor their bytes are in order
+                let user = n * 37 % 300;
+                record.value = Some(
+                    format!(r#"{{"x":{},"n":{user},"user":"u{user:03}"}}"#, n * 7 % 10).into(),
+                );
+                record
+            })
+            .collect();
+        let (even, odd): (Vec<Record>, Vec<Record>) = records
+            .into_iter()
+            .partition(|record| record.partition == 0);
+        world.append("clicks.raw", &[even, odd].concat()).await;
+    }
+    let values = || {
+        let columns = [("user", "STRING"), ("n", "BIGINT"), ("x", "INT")];
+        TopicValues::new([(topic("clicks.raw"), json(&columns))], None)
+    };
+    for threads in [1, 2] {
+        let lake = Lake {
+            values: Arc::new(values()),
+            ..world.lake()
+        };
+        let mut limits = world.limits();
+        limits.threads = threads;
+        let options = SessionOptions {
+            limits,
+            ..SessionOptions::default()
+        };
+        let session = Session::open(lake, options).await.unwrap();
+        for column in [
+            "\"user\"",
+            "n",
+            "x",
+            "_offset",
+            "_partition",
+            "_timestamp",
+            "_key",
+        ] {
+            for direction in ["ASC", "DESC"] {
+                let sql = format!("SELECT {column} FROM clicks_raw_v");
+                let mut expected = rows(&session, &sql).await.concat();
+                match column {
+                    "n" | "x" | "_offset" | "_partition" => {
+                        expected.sort_by_key(|n| n.parse::<i64>().unwrap());
+                    }
+                    _ => expected.sort(),
+                }
+                if direction == "DESC" {
+                    expected.reverse();
+                }
+                let ordered = format!("{sql} ORDER BY {column} {direction}");
+                assert_eq!(
+                    rows(&session, &ordered).await.concat(),
+                    expected,
+                    "{ordered}"
+                );
+                let some = format!("{ordered} LIMIT 7");
+                assert_eq!(
+                    rows(&session, &some).await.concat(),
+                    expected[..7],
+                    "{some}"
+                );
+                let first = format!(
+                    "SELECT c FROM (SELECT {column} AS c, row_number() OVER (ORDER BY {column} {direction}) AS n FROM clicks_raw_v) WHERE n = 1"
+                );
+                assert_eq!(value(&session, &first).await, expected[0], "{first}");
+            }
+        }
+        let sql = "SELECT _partition, _offset, n FROM clicks_raw_v WHERE n >= 0 ORDER BY _partition, _offset LIMIT 3";
+        let found = rows(&session, sql).await;
+        assert_eq!(
+            found,
+            [["0", "0", "0"], ["0", "2", "74"], ["0", "4", "148"]]
+        );
+    }
+}

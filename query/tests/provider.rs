@@ -371,6 +371,18 @@ fn a_pruned_answer_is_the_answer() {
         let counted = format!("SELECT count(*) FROM orders WHERE {filter}");
         let counted = runtime.block_on(value(&session, &counted));
         prop_assert_eq!(counted, expected.len().to_string(), "{}", sql);
+        let mut kept: Vec<_> = all
+            .iter()
+            .filter(|record| condition.of(record) == Some(true))
+            .map(|record| (record.partition, record.offset))
+            .collect();
+        kept.sort_unstable();
+        let first = kept.iter().take(7);
+        let first: Vec<_> = first.map(|(p, o)| vec![p.to_string(), o.to_string()]).collect();
+        let sql = format!(
+            "SELECT partition, \"offset\" FROM orders WHERE {filter} ORDER BY partition, \"offset\" LIMIT 7"
+        );
+        prop_assert_eq!(runtime.block_on(rows(&session, &sql)), first, "{}", sql);
         Ok(())
     });
     run.expect("the same rows");

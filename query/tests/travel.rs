@@ -10,7 +10,7 @@ use arrow_schema::{DataType, Field, Schema};
 use everlog_common::Millis;
 use everlog_query::{AsOf, QueryError, SessionOptions, TableKind};
 use everlog_table::job::{
-    CommitEpoch, JobOutcome, JobPartitioning, JobRows, JobTable, JobTableSpec, Marker,
+    CommitEpoch, JobOutcome, JobPartitioning, JobRows, JobTable, JobTableSpec, Marker, Promotion,
 };
 use iceberg::TableUpdate;
 use support::{NAMESPACE, Record, World, error, rows, try_rows, value};
@@ -418,7 +418,7 @@ async fn epoch(world: &World, version: &str, number: u64, from: u64, to: u64) ->
         matches!(outcome, JobOutcome::Committed { .. }),
         "{outcome:?}"
     );
-    world.clock.advance(std::time::Duration::from_secs(5));
+    world.clock.advance(world.pause);
     table
 }
 
@@ -455,6 +455,46 @@ async fn a_jobs_table_is_its_active_version_and_its_branches_are_versions() {
     world.append("orders", &records).await;
     let sql = "SELECT count(*) FROM sessions s JOIN orders o ON s.views = o.\"offset\"";
     assert_eq!(value(&session, sql).await, "10");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_jobs_table_was_at_a_time_is_what_its_active_version_was_then() {
+    let world = World::near().await;
+    epoch(&world, "v1", 1, 0, 100).await;
+    epoch(&world, "v2", 1, 0, 200).await;
+    let table = epoch(&world, "v1", 2, 100, 150).await;
+    let promotion = Promotion {
+        version: "v2".to_owned(),
+        from: "v1".to_owned(),
+    };
+    world.catch_up().await;
+    table.promote(&promotion).await.expect("promoted");
+    let session = world.session().await;
+    let sql = "SELECT count(*) FROM sessions";
+    assert_eq!(value(&session, sql).await, "200");
+    let sql = "SELECT CAST(arrow_cast(made_current_at, 'Int64') AS VARCHAR), snapshot_id FROM \"sessions$history\"";
+    let log: Vec<(i64, String)> = rows(&session, sql)
+        .await
+        .into_iter()
+        .map(|row| (row[0].parse().expect("a time"), row[1].clone()))
+        .collect();
+    assert_eq!(log.len(), 3, "{log:?}");
+    for (at, _) in &log {
+        let then = log.iter().rev().find(|(time, _)| time <= at);
+        let then = &then.expect("itself").1;
+        let of = |moment: String| format!("SELECT count(*) FROM sessions FOR {moment}");
+        let by_time = of(format!("TIMESTAMP AS OF '{}'", sql_time(Millis(*at))));
+        let by_id = of(format!("VERSION AS OF {then}"));
+        assert_eq!(
+            value(&session, &by_time).await,
+            value(&session, &by_id).await,
+            "{by_time}"
+        );
+    }
+    // the version that was not active yet is not what anybody saw
+    let first = sql_time(Millis(log[0].0));
+    let sql = format!("SELECT count(*) FROM sessions FOR TIMESTAMP AS OF '{first}'");
+    assert_eq!(value(&session, &sql).await, "100");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,7 +4,9 @@ use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
-use arrow_array::{Array, ArrayRef, BinaryArray, RecordBatch, RecordBatchOptions};
+use arrow_array::cast::AsArray as _;
+use arrow_array::types::Int64Type;
+use arrow_array::{Array, ArrayRef, BinaryArray, Int64Array, RecordBatch, RecordBatchOptions};
 use arrow_schema::{DataType, SchemaRef};
 use datafusion::common::{Result, Statistics, internal_err};
 use datafusion::error::DataFusionError;
@@ -28,7 +30,7 @@ use crate::QueryError;
 use crate::error::chain;
 
 /// Bytes of values that are decoded at once, so that what comes of them is bounded; one value may be longer.
-const CHUNK_BYTES: usize = 8 << 20;
+const CHUNK_BYTES: i64 = 8 << 20;
 
 /// What is decoded, and how.
 #[derive(Debug, Clone)]
@@ -112,8 +114,10 @@ impl ExecutionPlan for DecodeExec {
         &self.properties
     }
 
+    /// It does: rows go out as they come in. But the planner takes the word for columns' places too, and would put a sort by
+    /// the first decoded column below, where the values stand in that place. The order itself is among the properties.
     fn maintains_input_order(&self) -> Vec<bool> {
-        vec![true]
+        vec![false]
     }
 
     fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
@@ -206,19 +210,19 @@ impl Decoder {
                 Some(batch) => break batch,
                 None => match self.input.next().await.transpose()? {
                     Some(batch) if batch.num_rows() == 0 => {}
-                    Some(batch) => self.rest = Some(with_binary_values(&batch)?),
+                    Some(batch) => self.rest = Some(batch),
                     None => return Ok(None),
                 },
             }
         };
-        let values = values_of(&batch)?;
-        let rows = chunk(values, CHUNK_BYTES);
+        let rows = chunk(&lengths(&batch)?, CHUNK_BYTES);
         let batch = if rows < batch.num_rows() {
             self.rest = Some(batch.slice(rows, batch.num_rows() - rows));
             batch.slice(0, rows)
         } else {
             batch
         };
+        let batch = with_binary_values(&batch)?;
         let values = values_of(&batch)?;
         if let Some(registry) = &self.registry {
             let unlearned = self.reader.unlearned(values);
@@ -274,17 +278,24 @@ fn values_of(batch: &RecordBatch) -> Result<&BinaryArray> {
     }
 }
 
+/// How long the values are, each.
+fn lengths(batch: &RecordBatch) -> Result<Int64Array> {
+    let Some(values) = batch.columns().last() else {
+        return internal_err!("a batch without values is to be decoded");
+    };
+    let lengths = arrow_string::length::length(values)?;
+    let lengths = arrow_cast::cast(&lengths, &DataType::Int64)?;
+    Ok(lengths.as_primitive::<Int64Type>().clone())
+}
+
 /// How many of the first rows are decoded at once: one, or as many as have so many bytes.
-fn chunk(values: &BinaryArray, bytes_max: usize) -> usize {
-    let offsets = values.value_offsets();
-    let at = |row: usize| offsets.get(row).and_then(|at| usize::try_from(*at).ok());
-    let first = at(0).unwrap_or(0);
-    let fits = |row: &usize| at(*row).is_some_and(|end| end - first <= bytes_max);
-    let rows = values.len();
-    if fits(&rows) {
-        return rows;
-    }
-    (1..=rows).take_while(fits).last().unwrap_or(1)
+fn chunk(lengths: &Int64Array, bytes_max: i64) -> usize {
+    let mut bytes = 0_i64;
+    let fit = lengths.iter().take_while(|length| {
+        bytes = bytes.saturating_add(length.unwrap_or(0));
+        bytes <= bytes_max
+    });
+    fit.count().clamp(1, lengths.len().max(1))
 }
 
 fn of_schema(error: SchemaError) -> DataFusionError {
@@ -301,14 +312,18 @@ mod tests {
 
     #[test]
     fn values_are_decoded_in_chunks_of_bytes_and_never_none() {
-        let of = |values: &[&[u8]]| BinaryArray::from_iter_values(values);
-        let four = of(&[b"aaaa", b"bbbb", b"", b"cccc"]);
+        let of = |values: &[Option<&[u8]>]| {
+            let values = arrow_array::BinaryViewArray::from_iter(values.iter().copied());
+            let batch = RecordBatch::try_from_iter([("value", Arc::new(values) as ArrayRef)]);
+            lengths(&batch.unwrap()).unwrap()
+        };
+        let four = of(&[Some(b"aaaa"), Some(b"bbbb"), None, Some(b"cccc")]);
         assert_eq!(chunk(&four, 100), 4);
         assert_eq!(chunk(&four, 8), 3);
         assert_eq!(chunk(&four, 7), 1);
         assert_eq!(chunk(&four, 1), 1);
         assert_eq!(chunk(&four.slice(1, 3), 4), 2);
-        assert_eq!(chunk(&of(&[b"a"]), 0), 1);
+        assert_eq!(chunk(&of(&[Some(b"a")]), 0), 1);
     }
 
     #[test]

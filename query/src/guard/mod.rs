@@ -7,16 +7,22 @@
 //!
 //! * Twice an allow-list: on the parsed statement, and on the plan that came of it. What neither knows is refused.
 //! * Nothing runs on a thread with a small stack: parsing, planning and running go on the session's own threads.
+//! * What is compared is of one kind, and times are compared as tables have them.
 //! * Functions whose results can be of any size take only so much.
 
+mod comparisons;
 mod dialect;
+mod frames;
 mod functions;
 mod memory;
 mod sorts;
 mod statement;
+mod subqueries;
 mod windows;
 
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::logical_expr::expr_rewriter::NamePreserver;
+use datafusion::logical_expr::utils::merge_schema;
 use datafusion::logical_expr::{Expr, LogicalPlan};
 
 pub(crate) use dialect::LakeDialect;
@@ -31,8 +37,33 @@ use crate::QueryError;
 /// What only reads.
 pub(crate) const READ_ONLY: &str = "everlog sql only reads: SELECT, WITH, VALUES, EXPLAIN, SHOW TABLES, SHOW COLUMNS FROM t, DESCRIBE t";
 
+/// The plan that a statement asked for, if it only reads, and as it was meant.
+pub(crate) fn allowed(plan: LogicalPlan) -> Result<LogicalPlan, QueryError> {
+    check_plan(&plan)?;
+    comparisons::check(&plan)?;
+    meant(plan)
+}
+
+/// The plan, its expressions as the statement means them.
+fn meant(plan: LogicalPlan) -> Result<LogicalPlan, QueryError> {
+    let rewritten = plan.transform_up_with_subqueries(|node| {
+        let schema = merge_schema(&node.inputs());
+        let names = NamePreserver::new(&node);
+        node.map_expressions(|expr| {
+            let saved = names.save(&expr);
+            let rewritten = expr.transform_up(|expr| {
+                comparisons::in_microseconds(expr, &schema)?
+                    .transform_data(subqueries::of_one_row)?
+                    .transform_data(|expr| frames::in_groups(expr, &schema))
+            })?;
+            Ok(rewritten.update_data(|expr| saved.restore(expr)))
+        })
+    });
+    rewritten.map(|plan| plan.data).map_err(QueryError::of)
+}
+
 /// Refuses plans that do anything but read.
-pub(crate) fn check_plan(plan: &LogicalPlan) -> Result<(), QueryError> {
+fn check_plan(plan: &LogicalPlan) -> Result<(), QueryError> {
     let mut refused = None;
     let visited = plan.apply_with_subqueries(|node| {
         let what = match node {

@@ -3,9 +3,11 @@
 use std::ops::ControlFlow;
 
 use datafusion::sql::sqlparser::ast::{
-    Expr, Ident, ObjectName, ObjectNamePart, Query, Select, SetExpr, ShowStatementFilterPosition,
-    ShowStatementInClause, ShowStatementOptions, Statement, TableAlias, TableFactor, Value,
-    VisitMut, VisitorMut,
+    BinaryOperator, Expr, FunctionArg, FunctionArgExpr, GroupByExpr, Ident, JoinConstraint,
+    JoinOperator, LimitClause, ObjectName, ObjectNamePart, OrderBy, OrderByKind, Query, Select,
+    SelectItem, SetExpr, SetOperator, SetQuantifier, ShowStatementFilterPosition,
+    ShowStatementInClause, ShowStatementOptions, Statement, TableAlias, TableFactor,
+    TableWithJoins, Value, VisitMut, VisitorMut,
 };
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
 use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
@@ -246,6 +248,13 @@ impl VisitorMut for Walk {
         if self.exprs > EXPR_DEPTH_MAX {
             return ControlFlow::Break(too_deep(EXPR_DEPTH_MAX, "expressions"));
         }
+        if is_swallowing(expr) {
+            return ControlFlow::Break(QueryError::Syntax(
+                "what follows IS [NOT] DISTINCT FROM would reach over AND and OR: write parentheses around the comparison, like \
+                 (a IS DISTINCT FROM b) AND …"
+                    .to_owned(),
+            ));
+        }
         let column = match expr {
             Expr::Identifier(ident) => Some(normal(ident)),
             Expr::CompoundIdentifier(parts) => parts.last().map(normal),
@@ -299,20 +308,53 @@ fn too_deep(most: usize, what: &str) -> QueryError {
     ))
 }
 
-/// Clauses that DataFusion would pass over without a word, or that do not belong to reading.
+/// Clauses that DataFusion would pass over without a word, or that do not belong to reading. Every part of a query is named
+/// here, so that one which comes with a newer parser is not passed over either.
 fn check_query(query: &Query) -> Result<(), QueryError> {
-    let clause = if !query.locks.is_empty() {
+    let Query {
+        with,
+        body,
+        order_by,
+        limit_clause,
+        fetch: _,
+        locks,
+        for_clause,
+        settings,
+        format_clause,
+        pipe_operators,
+    } = query;
+    let ctes = with.iter().flat_map(|with| &with.cte_tables);
+    let clause = if !locks.is_empty() {
         "FOR UPDATE"
-    } else if query.for_clause.is_some() {
+    } else if for_clause.is_some() {
         "FOR XML and the like"
-    } else if query.settings.is_some() {
+    } else if settings.is_some() {
         "SETTINGS"
-    } else if query.format_clause.is_some() {
+    } else if format_clause.is_some() {
         "FORMAT (--format is for it)"
+    } else if !pipe_operators.is_empty() {
+        "|>"
+    } else if order_by.as_ref().is_some_and(has_more_than_order) {
+        "WITH FILL and INTERPOLATE"
+    } else if ctes.clone().any(|cte| cte.from.is_some()) {
+        "WITH … FROM"
+    } else if let Some(LimitClause::LimitOffset { limit_by, .. }) = limit_clause
+        && !limit_by.is_empty()
+    {
+        "LIMIT … BY (row_number() OVER (PARTITION BY …) in a subquery is for it)"
     } else {
-        return check_body(&query.body);
+        return check_body(body);
     };
     Err(refused(clause))
+}
+
+fn has_more_than_order(order_by: &OrderBy) -> bool {
+    let OrderBy { kind, interpolate } = order_by;
+    let fills = match kind {
+        OrderByKind::Expressions(exprs) => exprs.iter().any(|expr| expr.with_fill.is_some()),
+        OrderByKind::All(_) => false,
+    };
+    interpolate.is_some() || fills
 }
 
 fn check_body(body: &SetExpr) -> Result<(), QueryError> {
@@ -323,7 +365,13 @@ fn check_body(body: &SetExpr) -> Result<(), QueryError> {
             SetExpr::Select(select) => check_select(select)?,
             // looked at as a query of its own
             SetExpr::Query(_) | SetExpr::Values(_) => {}
-            SetExpr::SetOperation { left, right, .. } => {
+            SetExpr::SetOperation {
+                op,
+                set_quantifier,
+                left,
+                right,
+            } => {
+                check_set_operation(*op, *set_quantifier)?;
                 operations += 1;
                 if operations > QUERY_DEPTH_MAX {
                     return Err(too_deep(QUERY_DEPTH_MAX, "queries"));
@@ -345,41 +393,159 @@ fn check_body(body: &SetExpr) -> Result<(), QueryError> {
     Ok(())
 }
 
+/// DataFusion gives each row of EXCEPT ALL and INTERSECT ALL as often as the left side has it.
+fn check_set_operation(op: SetOperator, quantifier: SetQuantifier) -> Result<(), QueryError> {
+    let all = matches!(quantifier, SetQuantifier::All | SetQuantifier::AllByName);
+    if all && op != SetOperator::Union {
+        return Err(refused(&format!(
+            "{op} ALL (number equal rows by row_number() on both sides, and leave out ALL)"
+        )));
+    }
+    Ok(())
+}
+
 fn check_select(select: &Select) -> Result<(), QueryError> {
-    let clause = if select.into.is_some() {
+    let Select {
+        select_token: _,
+        optimizer_hint: _,
+        distinct: _,
+        select_modifiers,
+        top,
+        top_before_distinct: _,
+        projection,
+        exclude,
+        into,
+        from,
+        lateral_views,
+        prewhere,
+        selection: _,
+        connect_by,
+        group_by,
+        cluster_by,
+        distribute_by,
+        sort_by,
+        having: _,
+        named_window: _,
+        qualify: _,
+        window_before_qualify: _,
+        value_table_mode,
+        flavor: _,
+    } = select;
+    let modified = match group_by {
+        GroupByExpr::All(modifiers) | GroupByExpr::Expressions(_, modifiers) => {
+            !modifiers.is_empty()
+        }
+    };
+    let clause = if into.is_some() {
         "SELECT INTO"
-    } else if select.top.is_some() {
+    } else if top.is_some() {
         "TOP (LIMIT is for it)"
-    } else if select.prewhere.is_some() {
+    } else if prewhere.is_some() {
         "PREWHERE"
-    } else if !select.connect_by.is_empty() {
+    } else if !connect_by.is_empty() {
         "CONNECT BY"
-    } else if !select.lateral_views.is_empty() {
+    } else if !lateral_views.is_empty() {
         "LATERAL VIEW"
-    } else if !(select.cluster_by.is_empty()
-        && select.distribute_by.is_empty()
-        && select.sort_by.is_empty())
-    {
+    } else if !(cluster_by.is_empty() && distribute_by.is_empty() && sort_by.is_empty()) {
         "CLUSTER BY, DISTRIBUTE BY and SORT BY"
+    } else if modified {
+        "GROUP BY … WITH ROLLUP, CUBE or TOTALS (GROUP BY ROLLUP (…) and CUBE (…) are for it)"
+    } else if select_modifiers.is_some() {
+        "what stands between SELECT and its columns"
+    } else if value_table_mode.is_some() {
+        "SELECT AS STRUCT or VALUE"
+    } else if exclude.is_some() {
+        "EXCLUDE behind the columns (SELECT * EXCLUDE (…) is for it)"
+    } else if projection.iter().any(is_filtered_wildcard) {
+        "SELECT * ILIKE"
+    } else if projection.is_empty() {
+        return Err(QueryError::Syntax(
+            "there are no columns: write SELECT * FROM t".to_owned(),
+        ));
     } else {
-        return Ok(());
+        return from.iter().try_for_each(check_joins);
     };
     Err(refused(clause))
+}
+
+fn is_filtered_wildcard(item: &SelectItem) -> bool {
+    match item {
+        SelectItem::Wildcard(options) | SelectItem::QualifiedWildcard(_, options) => {
+            options.opt_ilike.is_some()
+        }
+        _ => false,
+    }
+}
+
+/// A join that says nothing of which rows belong together would give all pairs.
+fn check_joins(tables: &TableWithJoins) -> Result<(), QueryError> {
+    for join in &tables.joins {
+        if join.global {
+            return Err(refused("GLOBAL JOIN"));
+        }
+        let all_pairs = matches!(
+            join.join_operator,
+            JoinOperator::Join(JoinConstraint::None)
+                | JoinOperator::Inner(JoinConstraint::None)
+                | JoinOperator::Left(JoinConstraint::None)
+                | JoinOperator::LeftOuter(JoinConstraint::None)
+                | JoinOperator::Right(JoinConstraint::None)
+                | JoinOperator::RightOuter(JoinConstraint::None)
+                | JoinOperator::FullOuter(JoinConstraint::None)
+        );
+        // what a row has in it, unnested, belongs to it
+        let of_row = matches!(
+            join.relation,
+            TableFactor::UNNEST { .. } | TableFactor::Derived { lateral: true, .. }
+        );
+        // the column of both would be that of the left side alone, null where there is none
+        let of_both = matches!(
+            &join.join_operator,
+            JoinOperator::Right(JoinConstraint::Using(_) | JoinConstraint::Natural)
+                | JoinOperator::RightOuter(JoinConstraint::Using(_) | JoinConstraint::Natural)
+                | JoinOperator::FullOuter(JoinConstraint::Using(_) | JoinConstraint::Natural)
+        );
+        if of_both {
+            return Err(refused(
+                "USING or NATURAL of a RIGHT or FULL JOIN (ON a.x = b.x, and coalesce(a.x, b.x) for the column of both, are for it)",
+            ));
+        }
+        if all_pairs && !of_row {
+            return Err(QueryError::Syntax(
+                "a JOIN without ON or USING would pair every row with every other: say which belong together, or write CROSS JOIN"
+                    .to_owned(),
+            ));
+        }
+    }
+    Ok(())
 }
 
 impl Walk {
     fn factor(&mut self, factor: &mut TableFactor) -> Result<(), QueryError> {
         match factor {
-            TableFactor::Derived { sample: None, .. }
-            | TableFactor::UNNEST { .. }
-            | TableFactor::NestedJoin { .. } => Ok(()),
-            TableFactor::Function { name, .. } => check_function(name),
+            TableFactor::Derived { sample: None, .. } | TableFactor::UNNEST { .. } => Ok(()),
+            TableFactor::NestedJoin {
+                table_with_joins, ..
+            } => check_joins(table_with_joins),
+            TableFactor::Function { name, args, .. } => check_function(name, args),
             TableFactor::Table {
                 name,
-                args: Some(_),
+                alias: _,
+                args: Some(args),
+                with_hints,
                 version: None,
-                ..
-            } => check_function(name),
+                with_ordinality: false,
+                partitions,
+                json_path: None,
+                sample: None,
+                index_hints,
+            } if with_hints.is_empty()
+                && partitions.is_empty()
+                && index_hints.is_empty()
+                && args.settings.is_none() =>
+            {
+                check_function(name, &args.args)
+            }
             TableFactor::Table {
                 name,
                 alias,
@@ -462,16 +628,50 @@ impl Walk {
     }
 }
 
-fn check_function(name: &ObjectName) -> Result<(), QueryError> {
+fn check_function(name: &ObjectName, args: &[FunctionArg]) -> Result<(), QueryError> {
     let called = last_of(name);
     if name.0.len() == 1 && TABLE_FUNCTIONS.contains(&called.as_str()) {
-        return Ok(());
+        if args.iter().all(is_constant) {
+            return Ok(());
+        }
+        // DataFusion would leave out an argument that it cannot plan
+        return Err(QueryError::Syntax(format!(
+            "{called} takes constants, like {called}(1, 10)"
+        )));
     }
     Err(QueryError::Refused(format!(
         "there is no table function {}: there are {}; files are read only where they were named (--table name=path)",
         quoted(&called),
         TABLE_FUNCTIONS.join(", ")
     )))
+}
+
+fn is_constant(arg: &FunctionArg) -> bool {
+    let FunctionArg::Unnamed(FunctionArgExpr::Expr(mut expr)) = arg.clone() else {
+        return false;
+    };
+    loop {
+        expr = match expr {
+            Expr::Value(_) | Expr::TypedString(_) => return true,
+            Expr::Interval(interval) => *interval.value,
+            Expr::UnaryOp { expr, .. } | Expr::Nested(expr) | Expr::Cast { expr, .. } => *expr,
+            _ => return false,
+        };
+    }
+}
+
+/// The parser takes all that follows DISTINCT FROM, ANDs and ORs too, for what is compared.
+fn is_swallowing(expr: &Expr) -> bool {
+    let (Expr::IsDistinctFrom(_, compared) | Expr::IsNotDistinctFrom(_, compared)) = expr else {
+        return false;
+    };
+    let connected = |op: &BinaryOperator| {
+        matches!(
+            op,
+            BinaryOperator::And | BinaryOperator::Or | BinaryOperator::Xor
+        )
+    };
+    matches!(compared.as_ref(), Expr::BinaryOp { op, .. } if connected(op))
 }
 
 #[cfg(test)]

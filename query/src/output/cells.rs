@@ -10,6 +10,8 @@ use arrow_cast::display::{
 };
 use arrow_schema::{ArrowError, DataType, Field};
 
+use crate::moments;
+
 /// How nothing is shown.
 const NULL: &str = "NULL";
 
@@ -97,6 +99,51 @@ impl DisplayIndex for Bytes<'_> {
     }
 }
 
+/// Times as Arrow shows them, and those that it has no calendar for.
+struct Times<'a> {
+    array: &'a dyn Array,
+    inner: ArrayFormatter<'a>,
+}
+
+impl<'a> Times<'a> {
+    fn of(array: &'a dyn Array) -> Result<Option<Self>, ArrowError> {
+        if !matches!(
+            array.data_type(),
+            DataType::Timestamp(..) | DataType::Date32
+        ) {
+            return Ok(None);
+        }
+        let inner = ArrayFormatter::try_new(array, &PLAIN)?;
+        Ok(Some(Self { array, inner }))
+    }
+}
+
+impl DisplayIndex for Times<'_> {
+    fn write(&self, row: usize, out: &mut dyn std::fmt::Write) -> FormatResult {
+        match self.inner.value(row).try_to_string() {
+            Ok(text) => out.write_str(&text)?,
+            Err(error) => match moments::text_at(self.array, row) {
+                Some(text) => out.write_str(&text)?,
+                None => return Err(error.into()),
+            },
+        }
+        Ok(())
+    }
+}
+
+/// A value that Arrow writes, or a time that it has no calendar for.
+pub(super) fn shown(
+    array: &dyn Array,
+    formatter: &ArrayFormatter<'_>,
+    row: usize,
+) -> Result<String, ArrowError> {
+    let text = formatter.value(row).try_to_string();
+    text.or_else(|error| moments::text_at(array, row).ok_or(error))
+}
+
+/// As Arrow writes values, errors told.
+pub(super) const PLAIN: FormatOptions<'static> = FormatOptions::new().with_display_error(false);
+
 /// Makes formatters for what Arrow shows otherwise than we do.
 #[derive(Debug)]
 struct Ours;
@@ -108,8 +155,11 @@ impl ArrayFormatterFactory for Ours {
         options: &FormatOptions<'f>,
         _field: Option<&'f Field>,
     ) -> Result<Option<ArrayFormatter<'f>>, ArrowError> {
-        let bytes = Bytes::of(array);
-        Ok(bytes.map(|bytes| ArrayFormatter::new(Box::new(bytes), options.safe())))
+        let ours: Option<Box<dyn DisplayIndex + 'f>> = match Bytes::of(array) {
+            Some(bytes) => Some(Box::new(bytes)),
+            None => Times::of(array)?.map(|times| Box::new(times) as _),
+        };
+        Ok(ours.map(|ours| ArrayFormatter::new(ours, options.safe())))
     }
 }
 

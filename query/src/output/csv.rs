@@ -6,10 +6,11 @@ use std::io::Write as _;
 
 use arrow_array::cast::AsArray as _;
 use arrow_array::{Array, ArrayRef, RecordBatch};
-use arrow_cast::display::{ArrayFormatter, FormatOptions};
+use arrow_cast::display::ArrayFormatter;
 use arrow_json::writer::{EncoderOptions, NullableEncoder, make_encoder};
 use arrow_schema::{ArrowError, DataType, FieldRef, SchemaRef};
 
+use super::cells::{PLAIN, shown};
 use super::{OutputError, Rows, Sink, as_plain, jsonl, plain};
 
 /// Handed to the sink at a time.
@@ -119,8 +120,6 @@ enum Column<'a> {
     Other(&'a dyn Array, ArrayFormatter<'a>),
 }
 
-const OPTIONS: FormatOptions<'static> = FormatOptions::new().with_display_error(false);
-
 impl<'a> Column<'a> {
     fn of(
         field: &'a FieldRef,
@@ -145,7 +144,7 @@ impl<'a> Column<'a> {
                     let encoder = make_encoder(field, array, json)?;
                     Self::Json { encoder, is_text }
                 } else {
-                    Self::Other(array, ArrayFormatter::try_new(array, &OPTIONS)?)
+                    Self::Other(array, ArrayFormatter::try_new(array, &PLAIN)?)
                 }
             }
         })
@@ -169,8 +168,8 @@ impl<'a> Column<'a> {
                 return Ok(true);
             }
             Self::Other(array, _) if array.is_null(row) => None,
-            Self::Other(_, formatter) => {
-                out.extend_from_slice(formatter.value(row).try_to_string()?.as_bytes());
+            Self::Other(array, formatter) => {
+                out.extend_from_slice(shown(*array, formatter, row)?.as_bytes());
                 return Ok(true);
             }
         };

@@ -9,6 +9,8 @@ use tempfile::NamedTempFile;
 
 /// What a new file may be used for, before the mask of the process.
 const MODE: u32 = 0o666;
+/// Of a mode, what who may do what is.
+const PERMISSIONS: u32 = 0o777;
 
 /// A file on its way.
 ///
@@ -27,6 +29,7 @@ impl PartFile {
     pub fn create(path: &Path) -> io::Result<Self> {
         // a link stays, and leads to the new file
         let to = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let mode;
         match std::fs::metadata(&to) {
             Ok(found) if found.is_dir() => {
                 return Err(io::Error::new(
@@ -42,7 +45,11 @@ impl PartFile {
                     file,
                 });
             }
-            _ => {}
+            found => {
+                mode = found
+                    .ok()
+                    .map(|found| found.permissions().mode() & PERMISSIONS)
+            }
         }
         let name = to
             .file_name()
@@ -56,6 +63,11 @@ impl PartFile {
             .suffix(".part")
             .permissions(Permissions::from_mode(MODE))
             .tempfile_in(folder)?;
+        if let Some(mode) = mode {
+            // nobody may read the new file who could not read the old one
+            part.as_file()
+                .set_permissions(Permissions::from_mode(mode))?;
+        }
         let file = part.as_file().try_clone()?;
         Ok(Self {
             to: Some(to),

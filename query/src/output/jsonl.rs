@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use arrow_array::cast::AsArray as _;
 use arrow_array::{Array, RecordBatch, StructArray};
+use arrow_cast::display::ArrayFormatter;
 use arrow_json::writer::{Encoder, EncoderFactory, EncoderOptions, NullableEncoder, make_encoder};
 use arrow_schema::{ArrowError, DataType, Field, FieldRef, SchemaRef};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
+use super::cells::{PLAIN, shown};
 use super::{OutputError, Rows, Sink, as_plain, plain};
 
 /// Handed to the sink at a time.
@@ -78,14 +80,14 @@ impl Rows for JsonLines {
 pub(super) fn options() -> EncoderOptions {
     EncoderOptions::default()
         .with_explicit_nulls(true)
-        .with_encoder_factory(Arc::new(Base64))
+        .with_encoder_factory(Arc::new(Ours))
 }
 
-/// Makes encoders for bytes.
+/// Makes encoders for bytes, and for times, of which some have no form in Arrow.
 #[derive(Debug)]
-struct Base64;
+struct Ours;
 
-impl EncoderFactory for Base64 {
+impl EncoderFactory for Ours {
     fn make_default_encoder<'a>(
         &self,
         _field: &'a FieldRef,
@@ -109,6 +111,10 @@ impl EncoderFactory for Base64 {
                 let array = array.as_fixed_size_binary();
                 Box::new(Bytes(move |row| array.value(row)))
             }
+            DataType::Timestamp(..) | DataType::Date32 => Box::new(Times {
+                array,
+                formatter: ArrayFormatter::try_new(array, &PLAIN)?,
+            }),
             _ => return Ok(None),
         };
         Ok(Some(NullableEncoder::new(encoder, array.nulls().cloned())))
@@ -122,6 +128,21 @@ impl<'a, F: Fn(usize) -> &'a [u8]> Encoder for Bytes<F> {
         // none of its characters needs an escape
         out.push(b'"');
         out.extend_from_slice(STANDARD.encode((self.0)(row)).as_bytes());
+        out.push(b'"');
+    }
+}
+
+struct Times<'a> {
+    array: &'a dyn Array,
+    formatter: ArrayFormatter<'a>,
+}
+
+impl Encoder for Times<'_> {
+    fn encode(&mut self, row: usize, out: &mut Vec<u8>) {
+        // every time has a text, and none of its characters needs an escape
+        let text = shown(self.array, &self.formatter, row).unwrap_or_default();
+        out.push(b'"');
+        out.extend_from_slice(text.as_bytes());
         out.push(b'"');
     }
 }

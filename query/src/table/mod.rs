@@ -9,9 +9,10 @@
 //! - [`facts`]: what manifests say, and how exact it is
 //! - [`fields`]: columns by field id
 //! - [`reader`]: footers and column chunks, checked
-//! - [`source`]: which filters go into the Parquet source
+//! - [`source`], [`casts`]: which filters go into the Parquet source, and prune by bounds
 //! - [`order`]: `ORDER BY partition, offset` without a sort
 
+mod casts;
 mod facts;
 mod fields;
 mod order;
@@ -34,7 +35,6 @@ use datafusion::datasource::physical_plan::{
 use datafusion::datasource::source::DataSourceExec;
 use datafusion::datasource::table_schema::TableSchema;
 use datafusion::execution::object_store::ObjectStoreUrl;
-use datafusion::logical_expr::utils::conjunction;
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType};
 use datafusion::physical_optimizer::pruning::PruningPredicate;
 use datafusion::physical_plan::ExecutionPlan;
@@ -49,6 +49,7 @@ pub(crate) use order::LakeOrder;
 pub(crate) use reader::Footers;
 
 use crate::Progress;
+use casts::keeps_order;
 use facts::{Facts, Prunable};
 use order::Sorted;
 use reader::Reader;
@@ -125,24 +126,29 @@ impl LakeTable {
 
     /// The files that may hold rows for which all filters are true.
     fn pruned(&self, state: &dyn Session, filters: &[Expr]) -> PlanResult<Vec<&LiveFile>> {
-        let filled = |file: &&LiveFile| file.planned.rows > 0;
-        let Some(filter) = conjunction(filters.iter().cloned()) else {
-            return Ok(self.files.iter().filter(filled).collect());
-        };
         let schema = DFSchema::try_from(self.schema())?;
-        let predicate = state.create_physical_expr(filter, &schema)?;
-        // A predicate that says nothing about bounds keeps every file.
-        let Ok(pruning) = PruningPredicate::try_new(predicate, self.schema()) else {
-            return Ok(self.files.iter().filter(filled).collect());
-        };
-        let kept = pruning.prune(&Prunable {
-            facts: self.facts(),
-            files: &self.files,
-        })?;
+        let mut kept = vec![true; self.files.len()];
+        for filter in filters {
+            let predicate = state.create_physical_expr(filter.clone(), &schema)?;
+            if !keeps_order(&predicate, &self.schema()) {
+                continue;
+            }
+            let files = Prunable {
+                facts: self.facts(),
+                files: &self.files,
+            };
+            // A filter that says nothing about bounds, or cannot be worked out for them, keeps every file.
+            let pruning = PruningPredicate::try_new(predicate, self.schema());
+            if let Ok(may_pass) = pruning.and_then(|pruning| pruning.prune(&files)) {
+                kept.iter_mut()
+                    .zip(may_pass)
+                    .for_each(|(kept, may_pass)| *kept &= may_pass);
+            }
+        }
         let files = self.files.iter().zip(kept);
         Ok(files
             .filter_map(|(file, kept)| kept.then_some(file))
-            .filter(filled)
+            .filter(|file| file.planned.rows > 0)
             .collect())
     }
 }

@@ -22,9 +22,10 @@ use futures::future::BoxFuture;
 use parquet::arrow::ARROW_SCHEMA_META_KEY;
 use parquet::arrow::arrow_reader::ArrowReaderOptions;
 use parquet::arrow::async_reader::AsyncFileReader;
+use parquet::basic::{LogicalType, Type};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{
-    FileMetaData, ParquetMetaData, ParquetMetaDataBuilder, RowGroupMetaData,
+    ColumnChunkMetaData, FileMetaData, ParquetMetaData, ParquetMetaDataBuilder, RowGroupMetaData,
 };
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
@@ -74,7 +75,7 @@ impl Footers {
 }
 
 impl Checked {
-    fn new(footer: PlainFooter) -> Self {
+    fn new(footer: PlainFooter) -> Result<Self, ParquetError> {
         let PlainFooter { parquet, checksums } = footer;
         let groups = parquet.row_groups();
         let columns = groups.iter().flat_map(RowGroupMetaData::columns);
@@ -87,10 +88,10 @@ impl Checked {
                 })
                 .collect()
         });
-        Self {
-            parquet: Arc::new(without_arrow_schema(&parquet)),
+        Ok(Self {
+            parquet: Arc::new(plain(&parquet)?),
             chunks,
-        }
+        })
     }
 
     /// Whether fetched bytes are what was written. Reads are of whole column chunks, since without a page index nobody
@@ -115,8 +116,9 @@ impl Checked {
     }
 }
 
-/// The file's own Arrow schema has types that its writer chose; Parquet's are the same for every writer, and come with ids.
-fn without_arrow_schema(parquet: &ParquetMetaData) -> ParquetMetaData {
+/// What queries go by. The file's own Arrow schema has types that its writer chose; Parquet's are the same for every writer, and
+/// come with ids. Bounds of floats leave out NaN, which is a value like others to a filter.
+fn plain(parquet: &ParquetMetaData) -> Result<ParquetMetaData, ParquetError> {
     let file = parquet.file_metadata();
     let pairs = file.key_value_metadata().map(|pairs| {
         let kept = pairs.iter().filter(|kv| kv.key != ARROW_SCHEMA_META_KEY);
@@ -130,9 +132,29 @@ fn without_arrow_schema(parquet: &ParquetMetaData) -> ParquetMetaData {
         file.schema_descr_ptr(),
         file.column_orders().cloned(),
     );
-    ParquetMetaDataBuilder::new(plain)
-        .set_row_groups(parquet.row_groups().to_vec())
-        .build()
+    let groups = parquet.row_groups().iter().map(without_bounds_of_floats);
+    let groups = groups.collect::<Result<_, ParquetError>>()?;
+    let whole = ParquetMetaDataBuilder::new(plain).set_row_groups(groups);
+    Ok(whole.build())
+}
+
+fn without_bounds_of_floats(group: &RowGroupMetaData) -> Result<RowGroupMetaData, ParquetError> {
+    let is_float = |column: &ColumnChunkMetaData| {
+        let short = column.column_descr().logical_type_ref() == Some(&LogicalType::Float16);
+        short || matches!(column.column_type(), Type::FLOAT | Type::DOUBLE)
+    };
+    if !group.columns().iter().any(is_float) {
+        return Ok(group.clone());
+    }
+    let columns = group.columns().iter().map(|column| {
+        if !is_float(column) {
+            return Ok(column.clone());
+        }
+        column.clone().into_builder().clear_statistics().build()
+    });
+    let columns = columns.collect::<Result<_, ParquetError>>()?;
+    let group = group.clone().into_builder();
+    group.set_column_metadata(columns).build()
 }
 
 /// Reads the files of one plan.
@@ -238,7 +260,7 @@ impl FileReader {
                     }
                 })
                 .await?;
-                let checked = Arc::new(Checked::new(plain));
+                let checked = Arc::new(Checked::new(plain)?);
                 self.footers.put(&self.file.path, Arc::clone(&checked));
                 checked
             }

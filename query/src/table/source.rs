@@ -1,9 +1,10 @@
-//! DataFusion's Parquet source, but for filters on lists and structs.
+//! DataFusion's Parquet source, but for filters on lists and structs, and those that bounds say nothing of.
 //!
 //! The source says of a filter that it takes it over by the table's columns, and then leaves out, file by file and without a
 //! word, what it cannot evaluate while decoding. Of plain columns it can evaluate everything; of lists it cannot where a file
 //! has them in another form than the table (other names inside, another writer). So filters on nested columns stay where they
-//! are: above the scan.
+//! are: above the scan. So do filters with a conversion in them that does not keep the order of values: row groups would be
+//! passed over by what their lowest and highest value are converted to.
 
 use std::any::Any;
 use std::fmt::{self, Formatter};
@@ -21,6 +22,8 @@ use datafusion::physical_plan::filter_pushdown::{FilterPushdownPropagation, Push
 use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
 use datafusion::physical_plan::{DisplayFormatType, SortOrderPushdownResult};
 
+use super::casts::keeps_order;
+
 /// See the module.
 pub(super) struct LakeSource {
     inner: Arc<dyn FileSource>,
@@ -33,10 +36,11 @@ impl LakeSource {
 
     fn is_plain(&self, filter: &Arc<dyn PhysicalExpr>) -> bool {
         let schema = self.inner.table_schema().table_schema();
-        collect_columns(filter).iter().all(|column| {
+        let flat = collect_columns(filter).iter().all(|column| {
             let field = schema.fields().get(column.index());
             field.is_some_and(|field| !field.data_type().is_nested())
-        })
+        });
+        flat && keeps_order(filter, schema)
     }
 }
 
@@ -47,8 +51,12 @@ impl FileSource for LakeSource {
         base_config: &FileScanConfig,
         partition: usize,
     ) -> PlanResult<Arc<dyn FileOpener>> {
+        // With a limit the source would read those row groups alone of which it believes that all rows pass, whatever
+        // comes before them in order, and it believes so of rows that have no value, too.
+        let mut config = base_config.clone();
+        config.preserve_order = true;
         self.inner
-            .create_file_opener(object_store, base_config, partition)
+            .create_file_opener(object_store, &config, partition)
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -62,6 +62,8 @@ pub struct World {
     pub folder: tempfile::TempDir,
     pub catalog: Arc<dyn Catalog>,
     pub clock: Arc<ManualClock>,
+    /// How much time passes after a commit.
+    pub pause: Duration,
 }
 
 impl World {
@@ -81,6 +83,28 @@ impl World {
             folder,
             catalog,
             clock: Arc::new(ManualClock::at(Millis(ahead))),
+            pause: Duration::from_secs(5),
+        }
+    }
+
+    /// The same, less than a second ahead of the machine's time: what others write to the catalog is soon later than all that there is.
+    pub async fn near() -> Self {
+        let world = Self::new().await;
+        Self {
+            clock: Arc::new(ManualClock::at(
+                SystemClock::default()
+                    .now()
+                    .plus(Duration::from_millis(300)),
+            )),
+            pause: Duration::from_millis(50),
+            ..world
+        }
+    }
+
+    /// Waits until the machine's time is the world's.
+    pub async fn catch_up(&self) {
+        while SystemClock::default().now().0 <= self.clock.now().0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
@@ -241,7 +265,7 @@ impl World {
         let CommitOutcome::Committed { snapshot_id, .. } = outcome else {
             panic!("{outcome:?}");
         };
-        self.clock.advance(Duration::from_secs(5));
+        self.clock.advance(self.pause);
         snapshot_id
     }
 
@@ -360,7 +384,7 @@ impl World {
             ],
         )
         .await;
-        self.clock.advance(Duration::from_secs(5));
+        self.clock.advance(self.pause);
         snapshot_id
     }
 

@@ -42,11 +42,11 @@ pub(crate) struct SqlArgs {
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
 
-    /// How answers are written
+    /// How answers are written [default: what the ending of --out says, else table]
     ///
     /// A table is for people, whether on a terminal or not; the others are for programs.
-    #[arg(long, value_enum, value_name = "FORMAT", default_value = "table")]
-    format: FormatArg,
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    format: Option<FormatArg>,
 
     /// Write the answer to this file: it appears when it is whole
     #[arg(long, value_name = "FILE")]
@@ -116,6 +116,17 @@ pub(crate) enum FormatArg {
 }
 
 impl FormatArg {
+    /// What a file whose name ends so holds.
+    fn of_ending(ending: &str) -> Option<Self> {
+        Some(match ending.to_ascii_lowercase().as_str() {
+            "csv" => Self::Csv,
+            "jsonl" | "ndjson" => Self::Jsonl,
+            "parquet" => Self::Parquet,
+            "arrow" => Self::Arrow,
+            _ => return None,
+        })
+    }
+
     fn of(self, is_file: bool) -> Format {
         match self {
             Self::Table => Format::Table,
@@ -187,7 +198,12 @@ impl SqlArgs {
             (_, _, Some(tag)) => Some(AsOf::Tag(tag.clone())),
             (None, None, None) => None,
         };
-        let format = self.format.of(self.out.is_some());
+        let ending = self.out.as_deref().and_then(Path::extension);
+        let format = self
+            .format
+            .or_else(|| FormatArg::of_ending(ending?.to_str()?))
+            .unwrap_or(FormatArg::Table)
+            .of(self.out.is_some());
         let destination = match &self.out {
             Some(path) => Destination::File(path.clone()),
             None => Destination::Stdout,
@@ -292,8 +308,21 @@ fn wrong(what: &str) -> Failure {
     Failure::usage(format!("{what}; see `everlog sql --help`"))
 }
 
+/// What a query's thread ends by, if it does, is told by the query's error, in one line.
+fn silence_queries() {
+    let others = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if std::thread::current().name() == Some(everlog_query::THREAD_NAME) {
+            tracing::debug!(%info, "a query ended by a panic");
+        } else {
+            others(info);
+        }
+    }));
+}
+
 /// Runs it.
 pub(crate) async fn run(asked: Asked, settings: &Settings) -> Result<(), Failure> {
+    silence_queries();
     let lake = Lake {
         catalog: components::catalog(settings).await?,
         namespace: settings.catalog.namespace.clone(),

@@ -61,10 +61,11 @@ nightly: ## what is too long for `make test`: many simulated worlds, all planted
 	$(MAKE) --no-print-directory mutants
 	$(MAKE) --no-print-directory chaos MINUTES=$(or $(MINUTES),5)
 
-bench: ## archive, replay and job rates as ratios, measured on this machine (ARGS="process 5000000 3" for jobs alone)
+bench: ## archive, replay, job and query rates as ratios, measured on this machine (ARGS="process 5000000 3" for jobs alone, "sql 3000000 2" for queries)
 	@tests/services/setup.sh
 	cargo build --release --locked --workspace --bins
-	EVERLOG_BIN=$(abspath $(TARGET))/release/everlog EVERLOG_SERVICES=$(CURDIR)/tests/services $(TARGET)/release/everlog-benches $(ARGS)
+	@. tests/services/lib.sh && python=$$(py_env) && EVERLOG_PYTHON=$$python/bin/python EVERLOG_BIN=$(abspath $(TARGET))/release/everlog \
+		EVERLOG_SERVICES=$(CURDIR)/tests/services $(TARGET)/release/everlog-benches $(ARGS)
 
 lint: ## format, clippy, rustdoc, shell scripts, dependencies, documents: all warnings are errors
 	@tests/services/setup.sh --build

@@ -1,4 +1,4 @@
-//! The clickstreams that jobs are measured on: the same in every run.
+//! The clickstreams that jobs and queries are measured on: the same in every run.
 
 use everlog_decode::Columns;
 use everlog_tests::broker::{Broker, Message};
@@ -34,11 +34,18 @@ const ACTIVE: u64 = 20_000;
 /// Clicks of a user, on average.
 const CLICKS_PER_USER: u64 = 20;
 
+/// Milliseconds.
+const DAY: u64 = 24 * 60 * 60 * 1_000;
+/// Where users live.
+const COUNTRIES: [&str; 11] = [
+    "AT", "BR", "CH", "DE", "ES", "FR", "GB", "IT", "JP", "PL", "US",
+];
+
 pub(crate) fn columns() -> Columns {
     Columns::parse(COLUMNS).expect("column types")
 }
 
-/// One click, as it is in Kafka.
+/// One click, as it is in Kafka, or what else has a key and a value.
 #[derive(Debug)]
 pub(crate) struct Click {
     pub partition: i32,
@@ -52,6 +59,16 @@ pub(crate) struct Click {
 /// A user clicks about twenty times within as many minutes, then never again: so sessions end all along, and about
 /// 80,000 are open once an hour has passed. One in five comes up to five seconds late, none so late that it would not count.
 pub(crate) fn sessions(count: usize) -> impl Iterator<Item = Click> {
+    stream(count, |n| n * 3)
+}
+
+/// The same stream, spread over one day.
+pub(crate) fn day(count: usize) -> impl Iterator<Item = Click> {
+    stream(count, move |n| n * DAY / count as u64)
+}
+
+/// `after`: milliseconds from the first click to the one of a number.
+fn stream(count: usize, after: impl Fn(u64) -> u64) -> impl Iterator<Item = Click> {
     let mut state = 0x9E37_79B9_7F4A_7C15_u64;
     (0..count as u64).map(move |n| {
         let random = next(&mut state);
@@ -61,7 +78,26 @@ pub(crate) fn sessions(count: usize) -> impl Iterator<Item = Click> {
         } else {
             0
         };
-        click(user, random, EPOCH + n * 3 + 5_000 - late)
+        click(user, random, EPOCH + after(n) + 5_000 - late)
+    })
+}
+
+/// One record about each user of a stream of `count` clicks; the key is the one of the clicks.
+pub(crate) fn users(count: usize) -> impl Iterator<Item = Click> {
+    (0..count as u64 / CLICKS_PER_USER + ACTIVE).map(|user| {
+        let key = user_key(user);
+        let country = COUNTRIES[usize::try_from(user % 11).unwrap_or_default()];
+        let plan = if user.is_multiple_of(4) {
+            "paid"
+        } else {
+            "free"
+        };
+        Click {
+            partition: partition(user),
+            value: format!(r#"{{"user_id":"{key}","country":"{country}","plan":"{plan}"}}"#),
+            key,
+            time: i64::try_from(EPOCH).unwrap_or_default(),
+        }
     })
 }
 
@@ -87,7 +123,7 @@ fn click(user: u64, random: u64, time: u64) -> Click {
     let product = (random >> 20) % 20_000;
     let kinds = ["view", "view", "view", "add_to_cart", "purchase"];
     let kind = kinds[usize::try_from((random >> 7) % 5).unwrap_or_default()];
-    let key = format!("user-{user:010}");
+    let key = user_key(user);
     let mut value = format!(
         r#"{{"user_id":"{key}","product_id":"p-{product:06}","event_type":"{kind}","timestamp_ms":{time},"session":"{random:016x}","page":"/shop/{product}"}}"#
     );
@@ -95,11 +131,19 @@ fn click(user: u64, random: u64, time: u64) -> Click {
         value.push(' ');
     }
     Click {
-        partition: i32::try_from(user % u64::from(PARTITIONS)).unwrap_or_default(),
+        partition: partition(user),
         key,
         value,
         time: i64::try_from(time).unwrap_or_default(),
     }
+}
+
+fn user_key(user: u64) -> String {
+    format!("user-{user:010}")
+}
+
+fn partition(user: u64) -> i32 {
+    i32::try_from(user % u64::from(PARTITIONS)).unwrap_or_default()
 }
 
 /// Creates a topic.

@@ -1,4 +1,4 @@
-//! Archive and replay rates as ratios, measured in one run on one machine against real Kafka.
+//! Archive, replay, job and query rates as ratios, measured in one run on one machine against real Kafka.
 //!
 //! `everlog-benches [EVENTS] [ROUNDS]` starts a broker, produces EVENTS events of 200 bytes to four partitions, and then, ROUNDS times
 //! in turn (so that a noisy minute hits all alike):
@@ -12,9 +12,10 @@
 //! | verify | `everlog verify`: all of Kafka's records and the archive's side by side |
 //! | hash | the continuity hash over as many rows, alone: its part of the archiver's CPU time |
 //!
-//! then the handoff's pause, and jobs: see [`process`].
+//! then the handoff's pause, jobs: see [`process`], and queries: see [`sql`].
 //!
-//! `everlog-benches process [EVENTS] [ROUNDS]` measures jobs alone, `everlog-benches parts [EVENTS]` where a job's time goes.
+//! `everlog-benches process [EVENTS] [ROUNDS]` measures jobs alone, `everlog-benches parts [EVENTS]` where a job's time goes,
+//! `everlog-benches sql [EVENTS] [ROUNDS]` queries alone.
 //! `everlog-benches produce BOOTSTRAP EVENTS` fills the topic `bench` of a running Kafka alone, to profile by hand.
 //!
 //! Each run is a process of its own: wall time, CPU time (user and system) and peak resident memory are the kernel's. The
@@ -27,12 +28,14 @@
     reason = "a measurement that fails should say so; figures are rounded"
 )]
 
+mod answers;
 mod bare;
 mod clicks;
 mod handoff;
 mod measure;
 mod parts;
 mod process;
+mod sql;
 
 use std::path::{Path, PathBuf};
 
@@ -50,6 +53,7 @@ fn main() {
     match words.as_slice() {
         ["drain", bootstrap, topic, events] => bare::drain(bootstrap, topic, number(events)),
         ["measure", program, args @ ..] => measure::measure(program, args),
+        ["answers", program, args @ ..] => answers::follow(program, args),
         ["produce", bootstrap, events] => {
             produce_into(bootstrap, number(events));
         }
@@ -58,6 +62,10 @@ fn main() {
         ["process", rest @ ..] => {
             let (events, rounds) = (or(rest.first(), 5_000_000), or(rest.get(1), 3));
             process::report(&runtime(), &Kafka::start(), events, rounds);
+        }
+        ["sql", rest @ ..] => {
+            let (events, rounds) = (or(rest.first(), 3_000_000), or(rest.get(1), 3));
+            sql::report(&runtime(), &Kafka::start(), events, rounds);
         }
         ["hash", events, bytes] => bare::hash(number(events), number(bytes)),
         rest => {
@@ -174,6 +182,7 @@ fn report(events: usize, rounds: usize) {
     );
     handoff::report(&runtime(), &kafka.bootstrap, &broker);
     process::report(&runtime(), &kafka, events, rounds);
+    sql::report(&runtime(), &kafka, events, rounds);
 }
 
 /// Creates the topic and fills it. Gives the values' length.

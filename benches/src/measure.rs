@@ -27,12 +27,30 @@ pub(crate) fn run(program: &Path, args: &[&str]) -> Figures {
     self::command(&command)
 }
 
-/// Runs `command`; it must succeed. A small process of ours stands between: the kernel counts what the parent of a
-/// process holds into the process's own peak, and this one holds a producer and its queues.
+/// Runs `command`; it must succeed.
 pub(crate) fn command(command: &Command) -> Figures {
+    let text = by_one_between("measure", command);
+    let figures: Vec<u64> = text
+        .split_whitespace()
+        .filter_map(|n| n.parse().ok())
+        .collect();
+    match figures.as_slice() {
+        [wall, cpu, peak_bytes] => Figures {
+            wall: Duration::from_micros(*wall),
+            cpu: Duration::from_micros(*cpu),
+            peak_bytes: *peak_bytes,
+        },
+        _ => panic!("{command:?} was not measured: {text}"),
+    }
+}
+
+/// Runs `command` by a small process of ours, which does `what` with it, and gives what that one says; both must succeed. The
+/// kernel counts what the parent of a process holds into the process's own peak, and this one holds a producer and its
+/// queues.
+pub(crate) fn by_one_between(what: &str, command: &Command) -> String {
     let me = std::env::current_exe().expect("this program's path");
     let mut between = Command::new(me);
-    between.arg("measure").arg(command.get_program());
+    between.arg(what).arg(command.get_program());
     between.args(command.get_args());
     for (key, value) in command.get_envs() {
         match value {
@@ -48,19 +66,13 @@ pub(crate) fn command(command: &Command) -> Figures {
         .stderr(Stdio::inherit())
         .output()
         .unwrap_or_else(|e| panic!("cannot run {between:?}: {e}"));
-    let text = String::from_utf8_lossy(&output.stdout);
-    let figures: Vec<u64> = text
-        .split_whitespace()
-        .filter_map(|n| n.parse().ok())
-        .collect();
-    match figures.as_slice() {
-        [wall, cpu, peak_bytes] if output.status.success() => Figures {
-            wall: Duration::from_micros(*wall),
-            cpu: Duration::from_micros(*cpu),
-            peak_bytes: *peak_bytes,
-        },
-        _ => panic!("{command:?} failed, {}: {text}", output.status),
-    }
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success(),
+        "{command:?} failed, {}: {text}",
+        output.status
+    );
+    text
 }
 
 /// The process in between: runs `program`, and says wall time, CPU time (both in microseconds) and peak memory.
@@ -81,24 +93,41 @@ pub(crate) fn measure(program: &str, args: &[&str]) {
         .spawn()
         .unwrap_or_else(|e| panic!("cannot run {program}: {e}"));
     let pid = libc::pid_t::try_from(child.id()).expect("a process id");
+    let used = end_of(program, pid);
+    let wall = start.elapsed();
+    println!(
+        "{} {} {}",
+        wall.as_micros(),
+        used.cpu.as_micros(),
+        used.peak_bytes
+    );
+}
+
+/// What a process used.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Used {
+    /// User and system time of all its threads.
+    pub cpu: Duration,
+    /// Peak resident memory.
+    pub peak_bytes: u64,
+}
+
+/// Waits for a child that nobody else waits for; it must succeed.
+pub(crate) fn end_of(program: &str, pid: libc::pid_t) -> Used {
     let mut status = 0;
     // SAFETY: all-zero is a valid value of the plain struct; wait4 fills both on success.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
     // SAFETY: the child is ours and is waited for exactly once, here.
     let ended = unsafe { libc::wait4(pid, &raw mut status, 0, &raw mut usage) };
-    let wall = start.elapsed();
     assert!(ended == pid && status == 0, "{program} ended with {status}");
     let time = |t: libc::timeval| {
         Duration::from_secs(t.tv_sec.unsigned_abs())
             + Duration::from_micros(t.tv_usec.unsigned_abs())
     };
-    let cpu = time(usage.ru_utime) + time(usage.ru_stime);
-    println!(
-        "{} {} {}",
-        wall.as_micros(),
-        cpu.as_micros(),
-        usage.ru_maxrss.unsigned_abs() * 1024
-    );
+    Used {
+        cpu: time(usage.ru_utime) + time(usage.ru_stime),
+        peak_bytes: usage.ru_maxrss.unsigned_abs() * 1024,
+    }
 }
 
 /// The middle value.

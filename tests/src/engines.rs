@@ -42,10 +42,12 @@ pub fn foreign(everlog: &Everlog, table: &str, args: &[&str]) -> Value {
     serde_json::from_slice(&output.stdout).expect("one JSON line")
 }
 
-fn python() -> String {
+/// Python with the packages that read the tables.
+#[track_caller]
+pub fn python() -> String {
     services::environment("EVERLOG_PYTHON").unwrap_or_else(|| {
         panic!(
-            "EVERLOG_PYTHON is not set: run the tests by `make test`, which prepares the readers"
+            "EVERLOG_PYTHON is not set: run the tests by `make test` and measurements by `make bench`, which prepare the readers"
         )
     })
 }

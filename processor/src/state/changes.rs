@@ -14,7 +14,7 @@ use everlog_engine::Space;
 use foldhash::fast::RandomState;
 
 /// What an entry costs in memory besides its key and value.
-const ENTRY_OVERHEAD_BYTES: usize = 96;
+pub(super) const ENTRY_OVERHEAD_BYTES: usize = 96;
 /// Parts of a hashed space. Each grows by itself, so that growth never holds the whole space twice.
 const PARTS: usize = 32;
 

@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use super::changes::Changes;
+use super::changes::ENTRY_OVERHEAD_BYTES;
 use super::epoch::{self, Counts, Epoch, Header};
 use super::error::StoreError;
 use super::local::{At, Image, Local};
@@ -25,8 +26,10 @@ use crate::sink::{Channel, Marker, Sink, SinkError};
 
 /// How often recovery begins again because files went away under it, or the local store turned out to be of other epochs.
 const RECOVERY_ATTEMPTS: u32 = 3;
-/// Keys and values in one part of a base image.
-const PART_BYTES: usize = 16 << 20;
+/// Memory that one part of a base image takes, at most: it is encoded on top of that.
+const PART_BYTES_MAX: usize = 16 << 20;
+/// Less than this would be very many parts.
+const PART_BYTES_MIN: usize = 2 << 20;
 
 /// When a base image is made. Files of epochs are never more than eight times `epochs_min`, but where epochs come faster than an image can
 /// be written.
@@ -242,6 +245,7 @@ impl Taken {
             base,
             base_bytes: 0,
             bytes: 0,
+            part_bytes: (opening.local_memory / 4).clamp(PART_BYTES_MIN, PART_BYTES_MAX),
             image: JoinSet::new(),
         };
         Ok(Recovered {
@@ -428,6 +432,8 @@ pub struct Checkpoints {
     base_bytes: u64,
     /// Of changes since then.
     bytes: u64,
+    /// Memory for one part of an image.
+    part_bytes: usize,
     /// The image that is being written, if any.
     image: JoinSet<Result<(u64, u64), StoreError>>,
 }
@@ -522,11 +528,13 @@ impl Checkpoints {
                 .is_due(self.head - self.base, self.bytes, self.base_bytes)
         {
             self.bytes = 0;
-            // Right after an epoch was applied, and before the next is: exactly this epoch's state.
-            let image = self.local.snapshot();
+            // Right after an epoch was applied, and before the next is: with all epochs that come, it is the state, and those are in
+            // the log before they are applied.
+            let image = self.local.image();
             let (log, local) = (self.log.clone(), Arc::clone(&self.local));
             let at = (self.head, self.writer);
-            self.image.spawn(write_base(log, local, image, at));
+            self.image
+                .spawn(write_base(log, local, (image, self.part_bytes), at));
         }
         Ok(())
     }
@@ -536,22 +544,27 @@ impl Checkpoints {
 async fn write_base(
     log: EpochLog,
     local: Arc<Local>,
-    mut image: Image,
+    (mut image, part_bytes): (Image, usize),
     (number, writer): (u64, Uuid),
 ) -> Result<(u64, u64), StoreError> {
     let mut parts = Vec::new();
     let mut total = 0;
     loop {
         let next = compute::spawn(move || {
-            let piece = image.next(PART_BYTES).and_then(|piece| {
+            let piece = image.next(part_bytes).and_then(|piece| {
                 let Some(piece) = piece else { return Ok(None) };
                 let mut bytes = Vec::new();
-                let written = epoch::write_changes(piece.iter(), &mut bytes);
+                let entries = piece.iter();
+                let entries = entries.map(|(space, key, value)| (*space, key, Some(value)));
+                let written = epoch::write_changes(entries, &mut bytes);
                 written.map_err(|e| StoreError::Encoding {
                     epoch: number,
                     what: e.to_string(),
                 })?;
-                Ok(Some((bytes, piece.bytes() as u64)))
+                let size = piece
+                    .iter()
+                    .map(|(_, key, value)| key.len() + value.len() + ENTRY_OVERHEAD_BYTES);
+                Ok(Some((bytes, size.sum::<usize>() as u64)))
             });
             (image, piece)
         });

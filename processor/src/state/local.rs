@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 
 use everlog_engine::{KEY_BYTES_MAX, Space};
 use fjall::config::{CompressionPolicy, PartitioningPolicy, PinningPolicy};
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable as _, Snapshot};
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::changes::Changes;
+use super::changes::{Changes, ENTRY_OVERHEAD_BYTES};
 use super::error::StoreError;
 
 /// The form of what is stored here. Another one is thrown away and made anew.
@@ -298,10 +298,9 @@ impl Local {
         self.db.disk_space().unwrap_or(0)
     }
 
-    /// Everything as it is now, whatever is applied afterwards.
-    pub(super) fn snapshot(&self) -> Image {
+    /// Everything, while epochs are applied.
+    pub(super) fn image(&self) -> Image {
         Image {
-            snapshot: self.db.snapshot(),
             spaces: self.spaces.clone(),
             folder: self.folder.clone(),
             space: 0,
@@ -311,41 +310,48 @@ impl Local {
 }
 
 /// All entries, piece by piece.
+///
+/// Each piece is as the store is when it is read, so that the whole is of no single epoch: with every epoch applied to it that came
+/// after it was begun, it is the state again, since changes are whole values. Reading all of it from one snapshot of the store
+/// would make the store keep in memory whatever is written meanwhile.
 pub(super) struct Image {
-    snapshot: Snapshot,
     spaces: [Keyspace; 3],
     folder: PathBuf,
     space: usize,
     from: Vec<u8>,
 }
 
+/// Entries of an image.
+pub(super) type Piece = Vec<(Space, Vec<u8>, Vec<u8>)>;
+
 impl Image {
     /// The next entries, of about `bytes` bytes; none: that was all. Blocks.
-    pub(super) fn next(&mut self, bytes: usize) -> Result<Option<Changes>, StoreError> {
-        let mut piece = Changes::default();
-        while piece.bytes() < bytes {
+    pub(super) fn next(&mut self, bytes: usize) -> Result<Option<Piece>, StoreError> {
+        let (mut piece, mut held) = (Piece::new(), 0);
+        while held < bytes {
             let (Some(keyspace), Some(space)) =
                 (self.spaces.get(self.space), Space::ALL.get(self.space))
             else {
                 break;
             };
             let mut last = None;
-            for guard in self.snapshot.range(keyspace, self.from.as_slice()..) {
+            for guard in keyspace.range(self.from.as_slice()..) {
                 let (key, value) = guard
                     .into_inner()
                     .map_err(failed(&self.folder, "read it for a base image"))?;
-                last = Some(key.to_vec());
-                piece.set(*space, key.to_vec(), Some(value.to_vec()));
-                if piece.bytes() >= bytes {
+                held += key.len() + value.len() + ENTRY_OVERHEAD_BYTES;
+                piece.push((*space, key.to_vec(), value.to_vec()));
+                if held >= bytes {
+                    last = Some(key.to_vec());
                     break;
                 }
             }
             match last {
-                Some(mut last) if piece.bytes() >= bytes => {
+                Some(mut last) => {
                     last.push(0);
                     self.from = last;
                 }
-                _ => {
+                None => {
                     self.space += 1;
                     self.from.clear();
                 }
@@ -410,6 +416,51 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
+
+    /// Whatever is applied while an image is read: with those epochs applied to it once more, it is the state.
+    #[test]
+    fn an_image_that_is_read_while_epochs_are_applied_is_the_state_once_they_are_applied_to_it() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let open = |name: &str| Local::open(&folder.path().join(name), 1 << 20, Duration::ZERO);
+        let store = open("store").expect("a store");
+        let mut random = 1_u64;
+        let mut epoch = || {
+            let mut changes = Changes::default();
+            for _ in 0..300 {
+                random = random
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1);
+                let key = format!("{:04}", (random >> 33) % 2_000).into_bytes();
+                let space = Space::ALL[usize::try_from(random >> 20 & 1).expect("small")];
+                let value = (random >> 50 & 3 > 0).then(|| random.to_le_bytes().to_vec());
+                changes.set(space, key, value);
+            }
+            changes
+        };
+        let at = At::new(Uuid::nil(), 1, Uuid::nil());
+        for _ in 0..10 {
+            store.apply(&epoch(), at).expect("applied");
+        }
+        let copy = open("copy").expect("a store");
+        let (mut image, mut meanwhile, mut pieces) = (store.image(), Vec::new(), 0);
+        while let Some(piece) = image.next(4 << 10).expect("a piece") {
+            let entries = piece.iter();
+            let entries = entries.map(|(s, k, v)| (*s, k.as_slice(), Some(v.as_slice())));
+            copy.load(entries).expect("loaded");
+            pieces += 1;
+            let changes = epoch();
+            store.apply(&changes, at).expect("applied");
+            meanwhile.push(changes);
+        }
+        assert!(pieces > 20, "{pieces}");
+        for changes in &meanwhile {
+            copy.apply(changes, at).expect("applied");
+        }
+        for space in Space::ALL {
+            let all = |local: &Local| local.range(space, b"0", b"9", usize::MAX).expect("read");
+            assert_eq!(all(&store), all(&copy), "{space:?}");
+        }
+    }
 
     #[test]
     fn a_store_is_made_anew_while_another_process_waits_for_it() {

@@ -211,14 +211,8 @@ fn a_wrong_use_is_one_line_and_status_2() {
 fn a_file_is_replaced_by_a_whole_answer_and_by_nothing_else() {
     let dir = configured();
     let dir = dir.path();
-    let users = [
-        "--table",
-        "users=users.csv",
-        "--format",
-        "csv",
-        "--out",
-        "out.csv",
-    ];
+    // the ending says what it is to hold
+    let users = ["--table", "users=users.csv", "--out", "out.csv"];
     let ask = |more: &[&str]| sql(dir, &[&users[..], more].concat());
     assert!(ask(&["SELECT count(*) AS n FROM users"]).status.success());
     let read = || std::fs::read_to_string(dir.join("out.csv")).expect("read");
@@ -228,6 +222,12 @@ fn a_file_is_replaced_by_a_whole_answer_and_by_nothing_else() {
         .permissions()
         .mode();
     assert_eq!(mode & 0o600, 0o600);
+    // what nobody else could read, nobody else can read now
+    let mine = std::fs::Permissions::from_mode(0o600);
+    std::fs::set_permissions(dir.join("out.csv"), mine).expect("set");
+    assert!(ask(&["SELECT count(*) AS n FROM users"]).status.success());
+    let mode = std::fs::metadata(dir.join("out.csv")).expect("there");
+    assert_eq!(mode.permissions().mode() & 0o777, 0o600);
     // fails after its first rows, at a limit
     let line = failure(&ask(&["--max-rows", "100", "SELECT * FROM users"]), 1);
     assert!(line.contains("100"), "{line}");

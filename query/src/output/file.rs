@@ -29,8 +29,7 @@ impl PartFile {
     pub fn create(path: &Path) -> io::Result<Self> {
         // a link stays, and leads to the new file
         let to = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        let mode;
-        match std::fs::metadata(&to) {
+        let mode = match std::fs::metadata(&to) {
             Ok(found) if found.is_dir() => {
                 return Err(io::Error::new(
                     io::ErrorKind::IsADirectory,
@@ -45,12 +44,10 @@ impl PartFile {
                     file,
                 });
             }
-            found => {
-                mode = found
-                    .ok()
-                    .map(|found| found.permissions().mode() & PERMISSIONS)
-            }
-        }
+            found => found
+                .ok()
+                .map(|found| found.permissions().mode() & PERMISSIONS),
+        };
         let name = to
             .file_name()
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the path names no file"))?;

@@ -315,3 +315,32 @@ impl AsyncFileReader for FileReader {
         async move { Ok(Arc::clone(&self.footer().await?.parquet)) }.boxed()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use arrow_array::{ArrayRef, Float64Array, Int64Array, RecordBatch};
+    use parquet::arrow::ArrowWriter;
+    use parquet::file::reader::{FileReader as _, SerializedFileReader};
+
+    use super::*;
+
+    /// NaN is in no bound: a row group of 1 and NaN would be passed over where more than 100 is asked for.
+    #[test]
+    fn floats_have_no_bounds_and_others_keep_theirs() {
+        let numbers: ArrayRef = Arc::new(Int64Array::from(vec![1, 2]));
+        let floats: ArrayRef = Arc::new(Float64Array::from(vec![1.0, f64::NAN]));
+        let batch = RecordBatch::try_from_iter([("n", numbers), ("f", floats)]).unwrap();
+        let mut file = Vec::new();
+        let mut writer = ArrowWriter::try_new(&mut file, batch.schema(), None).unwrap();
+        writer.write(&batch).unwrap();
+        writer.close().unwrap();
+        let written = SerializedFileReader::new(Bytes::from(file)).unwrap();
+        let group = written.metadata().row_group(0);
+        assert!(group.column(1).statistics().is_some());
+        let read = plain(written.metadata()).unwrap();
+        let group = read.row_group(0);
+        assert!(group.column(0).statistics().is_some());
+        assert!(group.column(1).statistics().is_none());
+        assert_eq!(read.file_metadata().num_rows(), 2);
+    }
+}

@@ -570,8 +570,6 @@ fn base_state(
     let merges = usize::try_from(memory).unwrap_or(usize::MAX) / threads / 16;
     let aside = &mut options.execution.sort_spill_reservation_bytes;
     *aside = (*aside).min(merges);
-    // 0.1 is a decimal, as in the standard, Spark and Trino: as a double it would not equal the 0.1 of a decimal column
-    options.sql_parser.parse_float_as_decimal = true;
     // now() is an instant, and not a time of a place that is not said
     options.execution.time_zone = Some("UTC".to_owned());
     // an order that a scan gives is kept rather than made again

@@ -3,9 +3,13 @@
 //! * A number and a text are not: DataFusion would compare both as text, by which 9 is more than 10.
 //! * A time of a table and one of the statement are compared as the table has it, in microseconds: DataFusion would turn both into
 //!   nanoseconds, which end in 2262, so that `< '9999-12-31'` would end the query, and so would one record from the far future.
+//! * A decimal and a number with a point are compared as decimals, the number being what is written: DataFusion would turn both into
+//!   doubles, of which many decimals have one.
+
+use std::sync::Arc;
 
 use arrow_cast::parse::string_to_datetime;
-use arrow_schema::{DataType, TimeUnit};
+use arrow_schema::{DECIMAL128_MAX_PRECISION, DataType, TimeUnit};
 use chrono::{DateTime, Utc};
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{DFSchema, Result as PlanResult, ScalarValue};
@@ -107,8 +111,8 @@ fn mixed_types(number: &Expr, of: &DataType, other: &DataType) -> Option<String>
     })
 }
 
-/// The same expression, times of tables compared in microseconds.
-pub(super) fn in_microseconds(expr: Expr, schema: &DFSchema) -> PlanResult<Transformed<Expr>> {
+/// The same expression, times of tables compared in microseconds, and decimals as such.
+pub(super) fn as_meant(expr: Expr, schema: &DFSchema) -> PlanResult<Transformed<Expr>> {
     Ok(match expr {
         Expr::BinaryExpr(BinaryExpr { left, op, right }) if is_comparison(op) => {
             let at_left = as_compared(&right, &left, schema);
@@ -149,11 +153,16 @@ pub(super) fn in_microseconds(expr: Expr, schema: &DFSchema) -> PlanResult<Trans
     })
 }
 
-/// A constant time as one of the type of what it is compared with; none: there is none, or it is that already.
+/// A constant as one of the kind that it is compared with; none: there is none, or it is that already.
 fn as_compared(with: &Expr, constant: &Expr, schema: &DFSchema) -> Option<Expr> {
-    let DataType::Timestamp(TimeUnit::Microsecond, zone) = with.get_type(schema).ok()? else {
-        return None;
-    };
+    match with.get_type(schema).ok()? {
+        DataType::Timestamp(TimeUnit::Microsecond, zone) => as_microseconds(constant, zone),
+        DataType::Decimal128(..) => as_decimal(constant),
+        _ => None,
+    }
+}
+
+fn as_microseconds(constant: &Expr, zone: Option<Arc<str>>) -> Option<Expr> {
     if zone.as_deref().is_some_and(|zone| !is_utc(zone)) {
         return None;
     }
@@ -163,6 +172,33 @@ fn as_compared(with: &Expr, constant: &Expr, schema: &DFSchema) -> Option<Expr> 
     }
     let value = ScalarValue::TimestampMicrosecond(Some(moment.timestamp_micros()), zone);
     Some(Expr::Literal(value, None))
+}
+
+/// The decimal that a number is written as. The shortest text of a double is what was written, up to 15 digits, and as near as can be
+/// told beyond.
+fn as_decimal(constant: &Expr) -> Option<Expr> {
+    let (number, sign) = match constant {
+        Expr::Negative(number) => (number.as_ref(), -1),
+        number => (number, 1),
+    };
+    let number = match number {
+        Expr::Literal(ScalarValue::Float64(Some(number)), _) if number.is_finite() => number,
+        // a whole number is compared as a decimal anyway
+        Expr::Literal(value, _) if value.data_type().is_integer() => return Some(constant.clone()),
+        _ => return None,
+    };
+    let text = number.to_string();
+    let (whole, part) = text.split_once('.').unwrap_or((&text, ""));
+    let value: i128 = format!("{whole}{part}").parse().ok()?;
+    let digits = value.unsigned_abs().checked_ilog10().unwrap_or(0) + 1;
+    let scale = u8::try_from(part.len()).ok()?;
+    let precision = u8::try_from(digits).ok()?.max(scale);
+    if precision > DECIMAL128_MAX_PRECISION {
+        return None;
+    }
+    let scale = i8::try_from(scale).ok()?;
+    let decimal = ScalarValue::Decimal128(Some(value * sign), precision, scale);
+    Some(Expr::Literal(decimal, None))
 }
 
 fn is_utc(zone: &str) -> bool {

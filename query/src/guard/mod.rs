@@ -7,7 +7,7 @@
 //!
 //! * Twice an allow-list: on the parsed statement, and on the plan that came of it. What neither knows is refused.
 //! * Nothing runs on a thread with a small stack: parsing, planning and running go on the session's own threads.
-//! * What is compared is of one kind, and times are compared as tables have them.
+//! * What is compared is of one kind, and times and decimals are compared as tables have them.
 //! * Functions whose results can be of any size take only so much.
 
 mod comparisons;
@@ -52,7 +52,7 @@ fn meant(plan: LogicalPlan) -> Result<LogicalPlan, QueryError> {
         node.map_expressions(|expr| {
             let saved = names.save(&expr);
             let rewritten = expr.transform_up(|expr| {
-                comparisons::in_microseconds(expr, &schema)?
+                comparisons::as_meant(expr, &schema)?
                     .transform_data(subqueries::of_one_row)?
                     .transform_data(|expr| frames::in_groups(expr, &schema))
             })?;

@@ -139,7 +139,7 @@ impl Broker {
         let due = Instant::now() + PATIENCE;
         loop {
             let metadata = consumer.fetch_metadata(Some(topic), Duration::from_secs(5));
-            let copies = metadata.ok().and_then(|metadata| {
+            let copies = metadata.map(|metadata| {
                 let partitions = metadata.topics().first()?.partitions();
                 let found = partitions.iter().find(|p| p.id() == partition)?;
                 Some(Copies {
@@ -147,7 +147,9 @@ impl Broker {
                     in_sync: found.isr().iter().copied().collect(),
                 })
             });
-            if copies.as_ref().is_some_and(&is_so) {
+            if let Ok(Some(copies)) = &copies
+                && is_so(copies)
+            {
                 return;
             }
             assert!(

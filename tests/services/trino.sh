@@ -49,12 +49,17 @@ def ask(address, body=None):
             time.sleep(0.1)
 text = open(sys.argv[2], encoding="utf-8").read()
 text = re.sub(r"^--.*\n?", "", text, flags=re.M)
+patience = time.monotonic() + 30
 for statement in re.split(r";[ \t]*(?:--.*)?$", text, flags=re.M):
     if not statement.strip():
         continue
     answer, columns, rows = ask(sys.argv[1] + "/v1/statement", statement.strip().encode()), [], []
     asks = "updateType" not in answer
     while True:
+        if answer.get("error", {}).get("errorName") == "NO_NODES_AVAILABLE" and time.monotonic() < patience:
+            time.sleep(0.5)  # a server that has just started is not a node of its own yet; nothing of the statement has run
+            answer = ask(sys.argv[1] + "/v1/statement", statement.strip().encode())
+            continue
         if "error" in answer:
             sys.exit(f"error: {answer['error']['message']}\n{statement.strip()}")
         columns = [column["name"] for column in answer.get("columns", [])] or columns

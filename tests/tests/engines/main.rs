@@ -349,8 +349,9 @@ async fn every_engine_reads_what_is_in_the_log() {
             .archive("snapshots_max = 2")
             .archive("snapshots_min = 1"),
     );
+    // sixteen manifests become one with the next commit, and what came before were a few commits
     let feed = lake.broker.producer(&[]);
-    for round in 0..14 {
+    for round in 0..18 {
         fill(&feed, 2_000 + round * 20..2_020 + round * 20);
         tight.archive();
     }
@@ -367,7 +368,7 @@ async fn every_engine_reads_what_is_in_the_log() {
         .expect("a number");
     assert!(
         manifests < 16,
-        "{manifests} manifests of 18 commits: none were merged"
+        "{manifests} manifests of more than 18 commits: none were merged"
     );
     lake.assert_replays();
     for (_, engine, begin) in &engines {

@@ -135,8 +135,21 @@ impl Broker {
         what: &str,
         is_so: impl Fn(&Copies) -> bool,
     ) {
+        if let Err(copies) = self.copies_within(PATIENCE, topic, partition, is_so) {
+            panic!("{topic}-{partition}: {what} did not come true, {copies}");
+        }
+    }
+
+    /// The same within a time; what it said last, where it does not come true.
+    pub fn copies_within(
+        &self,
+        patience: Duration,
+        topic: &str,
+        partition: i32,
+        is_so: impl Fn(&Copies) -> bool,
+    ) -> Result<(), String> {
         let consumer: BaseConsumer = self.config().create().expect("consumer");
-        let due = Instant::now() + PATIENCE;
+        let due = Instant::now() + patience;
         loop {
             let metadata = consumer.fetch_metadata(Some(topic), Duration::from_secs(5));
             let copies = metadata.map(|metadata| {
@@ -150,12 +163,11 @@ impl Broker {
             if let Ok(Some(copies)) = &copies
                 && is_so(copies)
             {
-                return;
+                return Ok(());
             }
-            assert!(
-                Instant::now() < due,
-                "{topic}-{partition}: {what} did not come true, {copies:?}"
-            );
+            if Instant::now() >= due {
+                return Err(format!("{copies:?}"));
+            }
             std::thread::sleep(Duration::from_millis(50));
         }
     }

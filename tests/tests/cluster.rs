@@ -137,10 +137,7 @@ async fn h11_leaders_change_under_load_and_nothing_is_lost_or_doubled() {
                 let follower = everlog.start(&[&args[..], &["--output", &output]].concat(), "");
                 eventually("the follower reads", PATIENCE, || lines(&out) > 0);
 
-                kafka.node("kill-node", 1);
-                broker.await_copies(topic, 0, "another broker leads", |c| {
-                    c.leader.is_some_and(|leader| leader != 1)
-                });
+                kill_leader(kafka, &broker, topic);
                 epochs.until_risen(&everlog, topic, &[0]).await;
                 kafka.node("start-node", 1);
                 for partition in 0..3 {
@@ -179,6 +176,25 @@ async fn h11_leaders_change_under_load_and_nothing_is_lost_or_doubled() {
     assert_eq!(follower.stop(PATIENCE), Some(0));
     let followed = parse(&std::fs::read_to_string(&out).expect("the output"));
     assert_same(&log, &followed, "the follower");
+}
+
+/// Kills broker 1, and another one leads. The two controllers that are left do not always agree on one of them (Kafka's matter, and seen
+/// once in five runs): then nothing changes for minutes, until the third is back.
+fn kill_leader(kafka: &Kafka, broker: &Broker, topic: &str) {
+    let mut said = String::new();
+    for _ in 0..3 {
+        kafka.node("kill-node", 1);
+        let other = broker.copies_within(Duration::from_secs(20), topic, 0, |c| {
+            c.leader.is_some_and(|leader| leader != 1)
+        });
+        match other {
+            Ok(()) => return,
+            Err(copies) => said = copies,
+        }
+        kafka.node("start-node", 1);
+        broker.await_nodes(3);
+    }
+    panic!("{topic}-0: no other broker leads, {said}");
 }
 
 /// Sets a flag when dropped.

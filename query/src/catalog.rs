@@ -607,12 +607,12 @@ fn archived(
     })
 }
 
-/// What a table is, by its properties.
 fn topic_of(table: &str, topic: &str) -> Result<TopicName, QueryError> {
     TopicName::new(topic)
         .map_err(|error| QueryError::Corrupt(format!("table {table}: its everlog.topic: {error}")))
 }
 
+/// What a table is, by its properties.
 fn kind_of(table: &LoadedTable) -> TableKind {
     let properties = table.metadata.properties();
     if let Some(topic) = properties.get(PROPERTY_TOPIC) {

@@ -81,7 +81,7 @@ pub struct Lake {
 /// A moment of a table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AsOf {
-    /// The newest snapshot that was made at this time or before.
+    /// The snapshot that was current at this time.
     Time(Millis),
     /// This very snapshot.
     Snapshot(i64),

@@ -77,6 +77,11 @@ pub(crate) const fn is_text(of: &DataType) -> bool {
     )
 }
 
+/// Whether a time zone is UTC, by any of the names that it has in Arrow.
+pub(crate) fn is_utc(zone: &str) -> bool {
+    matches!(zone, "UTC" | "Z" | "+00:00")
+}
+
 /// Whether values are bytes.
 pub(crate) const fn is_bytes(of: &DataType) -> bool {
     matches!(

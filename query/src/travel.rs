@@ -2,7 +2,7 @@
 //!
 //! | written | by | is |
 //! |---|---|---|
-//! | `t FOR TIMESTAMP AS OF TIMESTAMP '2026-01-01 10:00:00'` | Trino | the newest snapshot of then or before |
+//! | `t FOR TIMESTAMP AS OF TIMESTAMP '2026-01-01 10:00:00'` | Trino | the snapshot that was current then |
 //! | `t FOR VERSION AS OF 4711`, `… 'v1'` | Trino | that snapshot, that tag or branch |
 //! | `t TIMESTAMP AS OF '2026-01-01'`, `t VERSION AS OF 4711` | Spark | the same |
 //! | `FOR SYSTEM_TIME AS OF`, `FOR SYSTEM_VERSION AS OF` | SQL:2011 | the same |

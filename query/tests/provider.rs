@@ -16,7 +16,7 @@ use iceberg::spec::{DataContentType, DataFile, DataFileBuilder, DataFileFormat};
 use parquet::arrow::ArrowWriter;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use support::{NOON, Record, World, error, plan, rows, try_rows, value};
+use support::{NOON, Record, World, error, plan, rows, try_rows, utc, value};
 
 /// Three commits of three partitions: offsets with holes, records without time, key or value, headers.
 fn records(commit: i64) -> Vec<Record> {
@@ -315,8 +315,7 @@ impl Condition {
 }
 
 fn instant(ms: i64) -> String {
-    let time = chrono::DateTime::from_timestamp_millis(ms).expect("a time");
-    format!("TIMESTAMP '{}'", time.format("%Y-%m-%d %H:%M:%S%.3f"))
+    format!("TIMESTAMP '{}'", utc(ms))
 }
 
 fn null(column: &str, is: bool) -> String {

@@ -13,7 +13,7 @@ use everlog_table::job::{
     CommitEpoch, JobOutcome, JobPartitioning, JobRows, JobTable, JobTableSpec, Marker, Promotion,
 };
 use iceberg::TableUpdate;
-use support::{NAMESPACE, Record, World, error, rows, try_rows, value};
+use support::{NAMESPACE, Record, World, error, rows, try_rows, utc, value};
 
 /// Ten records per commit, three commits; each snapshot with the time at which it was made.
 async fn world() -> (World, Vec<(i64, Millis)>) {
@@ -30,8 +30,7 @@ async fn world() -> (World, Vec<(i64, Millis)>) {
 }
 
 fn sql_time(at: Millis) -> String {
-    let time = chrono::DateTime::from_timestamp_millis(at.0).expect("a time");
-    time.format("%Y-%m-%d %H:%M:%S%.3f").to_string()
+    utc(at.0)
 }
 
 #[tokio::test(flavor = "multi_thread")]

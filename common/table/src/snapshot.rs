@@ -31,7 +31,7 @@ pub enum SnapshotSelector {
     Current,
     /// This very one.
     Id(i64),
-    /// The newest in main's history that was made at this time or before.
+    /// The one that was main's head at this time, by the table's log.
     AsOf(Millis),
     /// Where a tag (or branch) points.
     Tag(String),

@@ -18,7 +18,7 @@ use datafusion::logical_expr::utils::merge_schema;
 use datafusion::logical_expr::{Between, Case, Cast, Expr, ExprSchemable, LogicalPlan, Operator};
 
 use crate::QueryError;
-use crate::sql_types::{is_text, name};
+use crate::sql_types::{is_text, is_utc, name};
 
 /// Refuses comparisons of numbers with text.
 pub(super) fn check(plan: &LogicalPlan) -> Result<(), QueryError> {
@@ -199,10 +199,6 @@ fn as_decimal(constant: &Expr) -> Option<Expr> {
     let scale = i8::try_from(scale).ok()?;
     let decimal = ScalarValue::Decimal128(Some(value * sign), precision, scale);
     Some(Expr::Literal(decimal, None))
-}
-
-fn is_utc(zone: &str) -> bool {
-    ["UTC", "Z", "+00:00"].contains(&zone)
 }
 
 /// The moment that a text of the statement says, by itself, as TIMESTAMP or as DATE; UTC where it says no zone.

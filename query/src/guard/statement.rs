@@ -483,38 +483,35 @@ fn check_joins(tables: &TableWithJoins) -> Result<(), QueryError> {
         if join.global {
             return Err(refused("GLOBAL JOIN"));
         }
-        let all_pairs = matches!(
-            join.join_operator,
-            JoinOperator::Join(JoinConstraint::None)
-                | JoinOperator::Inner(JoinConstraint::None)
-                | JoinOperator::Left(JoinConstraint::None)
-                | JoinOperator::LeftOuter(JoinConstraint::None)
-                | JoinOperator::Right(JoinConstraint::None)
-                | JoinOperator::RightOuter(JoinConstraint::None)
-                | JoinOperator::FullOuter(JoinConstraint::None)
-        );
+        let (constraint, keeps_right) = match &join.join_operator {
+            JoinOperator::Join(constraint)
+            | JoinOperator::Inner(constraint)
+            | JoinOperator::Left(constraint)
+            | JoinOperator::LeftOuter(constraint) => (constraint, false),
+            JoinOperator::Right(constraint)
+            | JoinOperator::RightOuter(constraint)
+            | JoinOperator::FullOuter(constraint) => (constraint, true),
+            _ => continue,
+        };
         // what a row has in it, unnested, belongs to it
         let of_row = matches!(
             join.relation,
             TableFactor::UNNEST { .. } | TableFactor::Derived { lateral: true, .. }
         );
-        // the column of both would be that of the left side alone, null where there is none
-        let of_both = matches!(
-            &join.join_operator,
-            JoinOperator::Right(JoinConstraint::Using(_) | JoinConstraint::Natural)
-                | JoinOperator::RightOuter(JoinConstraint::Using(_) | JoinConstraint::Natural)
-                | JoinOperator::FullOuter(JoinConstraint::Using(_) | JoinConstraint::Natural)
-        );
-        if of_both {
-            return Err(refused(
-                "USING or NATURAL of a RIGHT or FULL JOIN (ON a.x = b.x, and coalesce(a.x, b.x) for the column of both, are for it)",
-            ));
-        }
-        if all_pairs && !of_row {
-            return Err(QueryError::Syntax(
-                "a JOIN without ON or USING would pair every row with every other: say which belong together, or write CROSS JOIN"
-                    .to_owned(),
-            ));
+        match constraint {
+            JoinConstraint::None if !of_row => {
+                return Err(QueryError::Syntax(
+                    "a JOIN without ON or USING would pair every row with every other: say which belong together, or write CROSS JOIN"
+                        .to_owned(),
+                ));
+            }
+            // the column of both would be that of the left side alone, null where there is none
+            JoinConstraint::Using(_) | JoinConstraint::Natural if keeps_right => {
+                return Err(refused(
+                    "USING or NATURAL of a RIGHT or FULL JOIN (ON a.x = b.x, and coalesce(a.x, b.x) for the column of both, are for it)",
+                ));
+            }
+            _ => {}
         }
     }
     Ok(())
@@ -647,14 +644,15 @@ fn check_function(name: &ObjectName, args: &[FunctionArg]) -> Result<(), QueryEr
 }
 
 fn is_constant(arg: &FunctionArg) -> bool {
-    let FunctionArg::Unnamed(FunctionArgExpr::Expr(mut expr)) = arg.clone() else {
+    let FunctionArg::Unnamed(FunctionArgExpr::Expr(expr)) = arg else {
         return false;
     };
+    let mut expr = expr;
     loop {
         expr = match expr {
             Expr::Value(_) | Expr::TypedString(_) => return true,
-            Expr::Interval(interval) => *interval.value,
-            Expr::UnaryOp { expr, .. } | Expr::Nested(expr) | Expr::Cast { expr, .. } => *expr,
+            Expr::Interval(interval) => &interval.value,
+            Expr::UnaryOp { expr, .. } | Expr::Nested(expr) | Expr::Cast { expr, .. } => expr,
             _ => return false,
         };
     }

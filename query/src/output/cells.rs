@@ -120,14 +120,7 @@ impl<'a> Times<'a> {
 
 impl DisplayIndex for Times<'_> {
     fn write(&self, row: usize, out: &mut dyn std::fmt::Write) -> FormatResult {
-        match self.inner.value(row).try_to_string() {
-            Ok(text) => out.write_str(&text)?,
-            Err(error) => match moments::text_at(self.array, row) {
-                Some(text) => out.write_str(&text)?,
-                None => return Err(error.into()),
-            },
-        }
-        Ok(())
+        Ok(out.write_str(&shown(self.array, &self.inner, row)?)?)
     }
 }
 

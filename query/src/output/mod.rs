@@ -29,6 +29,8 @@ use arrow_array::RecordBatch;
 use arrow_schema::{ArrowError, DataType, Field, Schema, SchemaRef};
 use parquet::errors::ParquetError;
 
+use crate::sql_types::is_utc;
+
 pub use cells::printable;
 pub use file::PartFile;
 
@@ -184,7 +186,7 @@ fn distinct(schema: &Schema) -> SchemaRef {
 /// The same instants, told in UTC.
 fn in_utc(data_type: &DataType) -> Option<DataType> {
     match data_type {
-        DataType::Timestamp(unit, Some(zone)) if !matches!(&**zone, "+00:00" | "UTC" | "Z") => {
+        DataType::Timestamp(unit, Some(zone)) if !is_utc(zone) => {
             Some(DataType::Timestamp(*unit, Some("+00:00".into())))
         }
         _ => None,

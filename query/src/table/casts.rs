@@ -9,6 +9,8 @@ use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::expressions::{CastColumnExpr, CastExpr, TryCastExpr};
 
+use crate::sql_types::is_utc;
+
 /// Whether all conversions in a filter keep the order of values, or are such that bounds are not used at all.
 pub(super) fn keeps_order(filter: &Arc<dyn PhysicalExpr>, schema: &Schema) -> bool {
     let mut keeps = true;
@@ -34,10 +36,7 @@ pub(super) fn keeps_order(filter: &Arc<dyn PhysicalExpr>, schema: &Schema) -> bo
 
 /// Whether of two values the greater one is, converted, never the lesser one.
 fn is_monotone(from: &DataType, to: &DataType) -> bool {
-    let is_utc = |zone: &Option<Arc<str>>| {
-        zone.as_deref()
-            .is_none_or(|zone| ["UTC", "+00:00", "Z"].contains(&zone))
-    };
+    let is_utc = |zone: &Option<Arc<str>>| zone.as_deref().is_none_or(is_utc);
     match (from, to) {
         _ if from == to => true,
         // what does not fit is an error or null, not another number

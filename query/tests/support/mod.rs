@@ -510,3 +510,17 @@ pub async fn plan(session: &Session, sql: &str) -> String {
         .expect("a plan");
     physical[1].clone()
 }
+
+/// A time as SQL has it, without a zone.
+pub fn utc(ms: i64) -> String {
+    let time = chrono::DateTime::from_timestamp_millis(ms).expect("a time");
+    time.format("%Y-%m-%d %H:%M:%S%.3f").to_string()
+}
+
+/// So many rows of `orders` pass each filter.
+pub async fn assert_counts(session: &Session, all: &[(&str, &str)]) {
+    for (filter, expected) in all {
+        let sql = format!("SELECT count(*) FROM orders WHERE {filter}");
+        assert_eq!(value(session, &sql).await, *expected, "{sql}");
+    }
+}

@@ -384,7 +384,8 @@ fn the_shell_takes_lines_completes_words_and_survives_ctrl_c() {
     shell.shows("timing is on");
     // Ctrl-C ends what runs, and not the shell
     shell.shows("everlog> ");
-    shell.press("SELECT count(*) FROM users a, users b, users c, users d WHERE a.id + b.id + c.id + d.id = 7;\r");
+    // eight billion rows take minutes, and four million of them held at most
+    shell.press("SELECT count(*) FROM users a, users b, users c WHERE a.id + b.id + c.id = 7;\r");
     // the bar: it runs, and Ctrl-C is a signal now
     shell.shows(" rows ");
     shell.press("\u{3}");

@@ -436,21 +436,17 @@ impl Pipeline {
         }
     }
 
-    /// Bytes held, by everybody.
-    fn held(&self) -> usize {
-        let rows: usize = self.topics.values().map(Topic::held_bytes).sum();
-        rows + self.reader.held_bytes()
-    }
-
     /// Obeys the budget: the largest table first, then no more reading.
     async fn weigh(&mut self) {
-        let held = self.held();
+        let rows: usize = self.topics.values().map(Topic::held_bytes).sum();
+        let held = rows + self.reader.held_bytes();
         self.status
             .metrics()
             .memory_held_bytes
             .set(i64::try_from(held).unwrap_or(i64::MAX));
         let pressure = self.budget.pressure(held, self.waiting(), self.is_full);
-        let is_full = pressure == Pressure::Full;
+        // with nothing to commit, only reading on makes room: a record larger than all of it waits in the reader
+        let is_full = pressure == Pressure::Full && rows > 0;
         if is_full != self.is_full {
             self.is_full = is_full;
             if !self.is_alone() {

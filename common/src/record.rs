@@ -412,6 +412,15 @@ pub struct EventColumnsBuilder {
     header_values: BinaryBuilder,
     leader_epochs: Int32Builder,
     payload_bytes: usize,
+    expected: Expected,
+}
+
+/// How much comes, about: memory is taken for it with the first record, instead of ever more as they come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Expected {
+    rows: usize,
+    key_bytes: usize,
+    value_bytes: usize,
 }
 
 impl Default for EventColumnsBuilder {
@@ -438,7 +447,34 @@ impl EventColumnsBuilder {
             header_values: BinaryBuilder::with_capacity(0, 0),
             leader_epochs: Int32Builder::with_capacity(0),
             payload_bytes: 0,
+            expected: Expected::default(),
         }
+    }
+
+    /// The next rows will be as many and as large as these, about.
+    pub fn expect_like(&mut self, columns: &EventColumns) {
+        let rows = columns.len();
+        self.expected = Expected {
+            rows,
+            key_bytes: span(&columns.keys, 0, rows),
+            value_bytes: span(&columns.values, 0, rows),
+        };
+    }
+
+    #[cold]
+    fn begin(&mut self) {
+        let Expected {
+            rows,
+            key_bytes,
+            value_bytes,
+        } = std::mem::take(&mut self.expected);
+        self.offsets = Int64Builder::with_capacity(rows);
+        self.timestamps = Int64Builder::with_capacity(rows);
+        self.timestamp_types = Int8Builder::with_capacity(rows);
+        self.keys = BinaryBuilder::with_capacity(rows, key_bytes);
+        self.values = BinaryBuilder::with_capacity(rows, value_bytes);
+        self.header_ends = Vec::with_capacity(rows);
+        self.leader_epochs = Int32Builder::with_capacity(rows);
     }
 
     /// Rows so far.
@@ -466,6 +502,9 @@ impl EventColumnsBuilder {
         headers: impl Iterator<Item = HeaderRef<'a>>,
         leader_epoch: Option<i32>,
     ) {
+        if self.expected.rows > 0 && self.is_empty() {
+            self.begin();
+        }
         self.offsets.append_value(offset.get());
         self.timestamps.append_value(timestamp_ms);
         self.timestamp_types.append_value(timestamp_type.code());

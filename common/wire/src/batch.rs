@@ -90,7 +90,9 @@ impl<'a> Iterator for Batches<'a> {
             self.rest = &[];
             return Some(Err(malformed("its length is negative")));
         };
-        let (bytes, rest) = self.rest.split_at_checked(length.checked_add(PREFIX_BYTES)?)?;
+        let (bytes, rest) = self
+            .rest
+            .split_at_checked(length.checked_add(PREFIX_BYTES)?)?;
         self.rest = rest;
         let batch = if base_offset < self.next {
             Err(malformed("it begins before the end of the batch before it"))
@@ -144,8 +146,7 @@ fn parse(base_offset: i64, bytes: &[u8]) -> Result<Batch<'_>, WireError> {
     let attributes = at(header, 21).map_or(0, i16::from_be_bytes);
     let (last_offset_delta, count) = (int(23), int(57));
     let last_offset = base_offset.checked_add(i64::from(last_offset_delta));
-    let Some(last_offset) = last_offset.filter(|last| *last >= base_offset)
-    else {
+    let Some(last_offset) = last_offset.filter(|last| *last >= base_offset) else {
         return Err(malformed("its offsets are none"));
     };
     if count < 0 || i64::from(count) > i64::from(last_offset_delta) + 1 {

@@ -30,7 +30,7 @@ impl Codec {
     }
 
     /// What `packed` unpacks to, as it is read.
-    pub(crate) fn reader<'a>(self, packed: &'a [u8]) -> io::Result<Unpacking<'a>> {
+    pub(crate) fn reader(self, packed: &[u8]) -> io::Result<Unpacking<'_>> {
         Ok(match self {
             Self::None => Unpacking::Plain(packed),
             Self::Gzip => Unpacking::Gzip(Box::new(flate2::bufread::GzDecoder::new(packed))),

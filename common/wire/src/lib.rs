@@ -27,7 +27,9 @@ pub use self::visibility::{AbortedTransaction, Visibility};
 #[non_exhaustive]
 pub enum WireError {
     /// Written by a producer older than Kafka 0.11 and never rewritten.
-    #[error("the batch at offset {offset} is of message format v{magic}, and only v2 (Kafka 0.11) is read")]
+    #[error(
+        "the batch at offset {offset} is of message format v{magic}, and only v2 (Kafka 0.11) is read"
+    )]
     OldFormat {
         /// The batch's first offset.
         offset: i64,

@@ -15,7 +15,7 @@ const WINDOW_BYTES: usize = 128 << 10;
 const ABORT: [u8; 2] = 0_i16.to_be_bytes();
 
 /// One record, borrowed from its batch.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Record<'a> {
     /// Its offset.
     pub offset: i64,
@@ -32,7 +32,7 @@ pub struct Record<'a> {
 }
 
 /// The headers of a record: looked through when the record was read, so that they cannot fail any more.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Headers<'a> {
     rest: &'a [u8],
     left: usize,
@@ -136,12 +136,21 @@ impl<'a> Raw<'a> {
 }
 
 /// Takes the records out of batches; keeps the memory for it from batch to batch.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Unpacker {
     window: Vec<u8>,
+    record_max: usize,
 }
 
 impl Unpacker {
+    /// One that refuses compressed records of more than `record_max` bytes: a few kilobytes may say that they are gigabytes.
+    pub const fn new(record_max: usize) -> Self {
+        Self {
+            window: Vec::new(),
+            record_max,
+        }
+    }
+
     /// Hands the records from offset `from` on to `each`, until it breaks; true when all were handed over.
     pub fn records<F>(
         &mut self,
@@ -154,10 +163,14 @@ impl Unpacker {
     {
         let mut last = batch.base_offset - 1;
         let flow = self.raw(batch, |raw| {
-            let offset = batch.base_offset + i64::from(raw.offset_delta);
-            if offset <= last || offset > batch.last_offset {
-                return Err(batch.malformed("its records' offsets do not increase up to its last one"));
-            }
+            let offset = batch.base_offset.checked_add(i64::from(raw.offset_delta));
+            let Some(offset) =
+                offset.filter(|offset| *offset > last && *offset <= batch.last_offset)
+            else {
+                return Err(
+                    batch.malformed("its records' offsets do not increase up to its last one")
+                );
+            };
             last = offset;
             if offset < from {
                 return Ok(ControlFlow::Continue(()));
@@ -224,6 +237,12 @@ impl Unpacker {
         // `held` bytes of the window are there: the front of a record that is not whole yet
         let mut held = 0;
         loop {
+            if held > self.record_max {
+                return Err(WireError::Packed {
+                    offset: batch.base_offset,
+                    detail: format!("a record of it has more than {} bytes", self.record_max),
+                });
+            }
             let wanted = held + WINDOW_BYTES;
             if self.window.len() < wanted {
                 self.window.resize(wanted, 0);
@@ -271,11 +290,7 @@ impl<'b, 'a> Found<'b, 'a> {
     }
 
     /// Every record that is whole, off the front of `rest`.
-    fn take_all<F>(
-        &mut self,
-        rest: &mut &[u8],
-        each: &mut F,
-    ) -> Result<ControlFlow<()>, WireError>
+    fn take_all<F>(&mut self, rest: &mut &[u8], each: &mut F) -> Result<ControlFlow<()>, WireError>
     where
         F: FnMut(Raw<'_>) -> Result<ControlFlow<()>, WireError>,
     {
@@ -296,7 +311,9 @@ impl<'b, 'a> Found<'b, 'a> {
                 break;
             };
             let Some(raw) = Raw::of(bytes) else {
-                return Err(self.batch.malformed("a record's fields do not fit its length"));
+                return Err(self
+                    .batch
+                    .malformed("a record's fields do not fit its length"));
             };
             self.left -= 1;
             *rest = behind;

@@ -35,6 +35,7 @@ impl Row {
             value: record.value.map(<[u8]>::to_vec),
             headers: record
                 .headers
+                .clone()
                 .map(|(k, v)| (k.to_vec(), v.map(<[u8]>::to_vec)))
                 .collect(),
         }
@@ -43,7 +44,7 @@ impl Row {
 
 fn rows_of(bytes: &[u8], from: i64) -> Result<Vec<Row>, WireError> {
     let mut rows = Vec::new();
-    let mut unpacker = Unpacker::default();
+    let mut unpacker = Unpacker::new(1 << 30);
     for batch in Batches::of(bytes) {
         let all = unpacker.records(&batch?, from, |record| {
             rows.push(Row::of(&record));
@@ -98,10 +99,7 @@ fn written(rows: &[Row], codec: Compression, framed: bool, change: impl Fn(&mut 
             let mut headers = IndexMap::new();
             for (name, value) in &row.headers {
                 let name = String::from_utf8(name.clone()).unwrap();
-                headers.insert(
-                    StrBytes::from_string(name),
-                    value.clone().map(Bytes::from),
-                );
+                headers.insert(StrBytes::from_string(name), value.clone().map(Bytes::from));
             }
             let mut record = Written {
                 transactional: false,
@@ -185,7 +183,10 @@ fn some_rows() -> impl Strategy<Value = Vec<Row>> {
                     timestamp,
                     key,
                     value,
-                    headers: headers.into_iter().map(|(k, v)| (k.into_bytes(), v)).collect(),
+                    headers: headers
+                        .into_iter()
+                        .map(|(k, v)| (k.into_bytes(), v))
+                        .collect(),
                 }
             })
             .collect()
@@ -206,7 +207,7 @@ proptest! {
 
     /// A bit that flips anywhere is noticed, or was none of the records'.
     #[test]
-    fn h07_a_flipped_bit_is_never_another_record(at in any::<prop::sample::Index>(), bit in 0_u32..8, codec in 0_usize..5) {
+    fn a_flipped_bit_is_never_another_record(at in any::<prop::sample::Index>(), bit in 0_u32..8, codec in 0_usize..5) {
         let rows: Vec<_> = (0..20).map(a_row).collect();
         let mut bytes = written(&rows, CODECS[codec].0, false, |_| ()).to_vec();
         let at = at.index(bytes.len());
@@ -236,7 +237,10 @@ fn a_batch_that_is_cut_off_ends_the_response() {
     // what comes twice, or goes back, is no log
     bytes.extend_from_slice(&written(&[a_row(10)], Compression::None, false, |_| ()));
     let refused = rows_of(&bytes, 0).unwrap_err().to_string();
-    assert!(refused.contains("before the end of the batch before it"), "{refused}");
+    assert!(
+        refused.contains("before the end of the batch before it"),
+        "{refused}"
+    );
 }
 
 /// h18, h19: what only bytes by hand can say. Headers with one name twice and with bytes that are not UTF-8; the broker's time.
@@ -244,7 +248,12 @@ fn a_batch_that_is_cut_off_ends_the_response() {
 fn headers_and_timestamps_that_libraries_lose_are_kept() {
     let mut record = vec![0, 0, 0, 1, 1]; // attributes, both deltas, no key, no value
     record.push(4 << 1);
-    for (name, value) in [(&b"b"[..], Some(&b"1"[..])), (b"a", None), (b"b", Some(b"")), (b"\xff\xfe", Some(b"\0"))] {
+    for (name, value) in [
+        (&b"b"[..], Some(&b"1"[..])),
+        (b"a", None),
+        (b"b", Some(b"")),
+        (b"\xff\xfe", Some(b"\0")),
+    ] {
         record.push(u8::try_from(name.len()).unwrap() << 1);
         record.extend_from_slice(name);
         match value {
@@ -276,9 +285,12 @@ fn headers_and_timestamps_that_libraries_lose_are_kept() {
     };
     let bytes = by_hand(0, -1, -1);
     let batch = Batches::of(&bytes).next().unwrap().unwrap();
-    assert_eq!((batch.base_offset, batch.last_offset, batch.leader_epoch), (77, 82, None));
+    assert_eq!(
+        (batch.base_offset, batch.last_offset, batch.leader_epoch),
+        (77, 82, None)
+    );
     let mut seen = Vec::new();
-    Unpacker::default()
+    Unpacker::new(1 << 30)
         .records(&batch, 0, |r| {
             seen.push((Row::of(&r), r.timestamp_type));
             ControlFlow::Continue(())
@@ -286,17 +298,29 @@ fn headers_and_timestamps_that_libraries_lose_are_kept() {
         .unwrap();
     let (row, kind) = &seen[0];
     assert_eq!((row.timestamp, *kind), (-1, TimestampType::None));
-    let names: Vec<_> = row.headers.iter().map(|(k, v)| (k.as_slice(), v.as_deref())).collect();
+    let names: Vec<_> = row
+        .headers
+        .iter()
+        .map(|(k, v)| (k.as_slice(), v.as_deref()))
+        .collect();
     assert_eq!(
         names,
-        [(&b"b"[..], Some(&b"1"[..])), (b"a", None), (b"b", Some(b"")), (b"\xff\xfe", Some(b"\0"))]
+        [
+            (&b"b"[..], Some(&b"1"[..])),
+            (b"a", None),
+            (b"b", Some(b"")),
+            (b"\xff\xfe", Some(b"\0"))
+        ]
     );
     // the append time is the batch's, whatever the records say
     let bytes = by_hand(1 << 3, 1_000, 9_000);
     let batch = Batches::of(&bytes).next().unwrap().unwrap();
-    Unpacker::default()
+    Unpacker::new(1 << 30)
         .records(&batch, 0, |r| {
-            assert_eq!((r.timestamp_ms, r.timestamp_type), (9_000, TimestampType::LogAppend));
+            assert_eq!(
+                (r.timestamp_ms, r.timestamp_type),
+                (9_000, TimestampType::LogAppend)
+            );
             ControlFlow::Continue(())
         })
         .unwrap();
@@ -317,11 +341,14 @@ fn h20_giants_pass_and_their_memory_is_given_back() {
 #[test]
 fn a_batch_is_not_unpacked_as_a_whole() {
     let rows: Vec<_> = (0..200)
-        .map(|n| Row { value: Some(vec![0; 500_000]), ..a_row(n) })
+        .map(|n| Row {
+            value: Some(vec![0; 500_000]),
+            ..a_row(n)
+        })
         .collect();
     for (codec, _) in &CODECS[1..] {
         let bytes = written(&rows, *codec, true, |_| ());
-        let mut unpacker = Unpacker::default();
+        let mut unpacker = Unpacker::new(1 << 30);
         let (count, held) = everlog_hostile::counted(|| {
             let batch = Batches::of(&bytes).next().unwrap().unwrap();
             let mut count = 0;
@@ -338,6 +365,25 @@ fn a_batch_is_not_unpacked_as_a_whole() {
     }
 }
 
+/// h20: and one that is larger than anyone allows is refused before it is whole.
+#[test]
+fn h20_a_record_beyond_the_limit_is_refused() {
+    let rows = [
+        a_row(0),
+        Row {
+            value: Some(vec![0; 5_000_000]),
+            ..a_row(1)
+        },
+    ];
+    for (codec, _) in &CODECS[1..] {
+        let bytes = written(&rows, *codec, true, |_| ());
+        let batch = Batches::of(&bytes).next().unwrap().unwrap();
+        let read = Unpacker::new(1 << 20).records(&batch, 0, |_| ControlFlow::Continue(()));
+        let refused = read.unwrap_err().to_string();
+        assert!(refused.contains("more than 1048576 bytes"), "{refused}");
+    }
+}
+
 #[test]
 fn what_breaks_off_stops_there() {
     let rows: Vec<_> = (0..2_000).map(a_row).collect();
@@ -345,9 +391,13 @@ fn what_breaks_off_stops_there() {
         let bytes = written(&rows, codec, false, |_| ());
         let batch: Batch<'_> = Batches::of(&bytes).next().unwrap().unwrap();
         let mut count = 0;
-        let all = Unpacker::default().records(&batch, 0, |_| {
+        let all = Unpacker::new(1 << 30).records(&batch, 0, |_| {
             count += 1;
-            if count == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if count == 3 {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
         });
         assert_eq!((all, count), (Ok(false), 3));
     }
@@ -368,12 +418,18 @@ fn errors_name_the_batch_and_what_is_wrong() {
         ("not known", true, &|b| b[16] = 7),
         ("codec 6 is not known", true, &|b| b[22] |= 6),
         ("more records than offsets", true, &|b| b[60] = 9),
-        ("ends before its last record", true, &|b| { b[26] = 3; b[60] = 2; }),
+        ("ends before its last record", true, &|b| {
+            b[26] = 3;
+            b[60] = 2;
+        }),
         ("do not fit its length", true, &|b| b[61] -= 2),
     ];
     for (words, sealed, change) in cases {
         let text = refused(change, sealed);
-        assert!(text.contains(words) && text.contains("4711"), "{words}: {text}");
+        assert!(
+            text.contains(words) && text.contains("4711"),
+            "{words}: {text}"
+        );
     }
 }
 
@@ -405,25 +461,34 @@ fn h04_what_was_aborted_is_not_seen() {
     ]
     .concat();
     let seen = |mut visibility: Visibility| -> Vec<i64> {
-        let mut unpacker = Unpacker::default();
+        let mut unpacker = Unpacker::new(1 << 30);
         Batches::of(&log)
             .map(Result::unwrap)
             .filter(|batch| visibility.sees(batch, &mut unpacker).unwrap())
             .map(|batch| batch.base_offset)
             .collect()
     };
-    let aborted = |producer_id, first_offset| AbortedTransaction { producer_id, first_offset };
+    let aborted = |producer_id, first_offset| AbortedTransaction {
+        producer_id,
+        first_offset,
+    };
     assert_eq!(seen(Visibility::of_everything()), [0, 1, 2, 4, 7, 8]);
     let committed = Visibility::of_committed(vec![aborted(9, 8), aborted(7, 1)]);
     assert_eq!(seen(committed), [0, 2, 4, 7]);
-    assert_eq!(seen(Visibility::of_committed(Vec::new())), [0, 1, 2, 4, 7, 8]);
+    assert_eq!(
+        seen(Visibility::of_committed(Vec::new())),
+        [0, 1, 2, 4, 7, 8]
+    );
 }
 
 /// Whatever comes: an error or records, in little memory. The CRC is made right, or nothing would get beyond it.
 #[test]
 fn hostile_batches_end_in_records_or_errors() {
     let rows: Vec<_> = (0..8)
-        .map(|n| Row { headers: vec![(b"h".to_vec(), Some(b"v".to_vec()))], ..a_row(n) })
+        .map(|n| Row {
+            headers: vec![(b"h".to_vec(), Some(b"v".to_vec()))],
+            ..a_row(n)
+        })
         .collect();
     let corpus: Vec<Vec<u8>> = CODECS
         .iter()
@@ -433,7 +498,7 @@ fn hostile_batches_end_in_records_or_errors() {
     everlog_hostile::feed("record batches", &corpus, |bytes| {
         let bytes = with_its_crc(bytes.to_vec());
         let mut visibility = Visibility::of_committed(Vec::new());
-        let mut unpacker = Unpacker::default();
+        let mut unpacker = Unpacker::new(1 << 30);
         let mut next = 0;
         for batch in Batches::of(&bytes) {
             let Ok(batch) = batch else { return };

@@ -243,8 +243,9 @@ Variables without `__` after their first word are not read as configuration; nei
 const KAFKA_NOTES: &str = "
 Set by everlog itself and refused here: `auto.offset.reset`, `enable.auto.commit`, `enable.auto.offset.store`,
 `enable.partition.eof`, `enable.idempotence`, `transactional.id`, and `group.id` and `isolation.level`, which are `group` and
-`isolation` in `[archive]`. One property is everlog's own: `everlog.request.timeout.ms` (default 10000) bounds each request
-to the cluster. A cluster with TLS and SASL needs, for instance:
+`isolation` in `[archive]`. Two properties are everlog's own: `everlog.request.timeout.ms` (default 10000) bounds each request
+to the cluster. `everlog.fetch.client` says who fetches records outside of consumer groups: `everlog` (the default), or `librdkafka`, as in groups. everlog's own client takes several
+times less CPU time per record and obeys librdkafka's properties; where one is set that it does not know (`client.rack`, Kerberos, OAUTHBEARER, keystores …) librdkafka reads, and the log says at level info for which. A cluster with TLS and SASL needs, for instance:
 
 ```toml
 [kafka]

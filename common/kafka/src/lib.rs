@@ -1,4 +1,4 @@
-//! How everlog talks to Kafka: a narrow trait over the log, and librdkafka behind it.
+//! How everlog talks to Kafka: a narrow trait over the log; behind it librdkafka, and a fetch client of everlog's own.
 //!
 //! ```text
 //!   log start                 position            end (LSO)     high watermark
@@ -8,7 +8,7 @@
 //!
 //! - [`Log`]: what the cluster says (topics, ids, bounds, configuration), and [`Log::open`] for a reader.
 //! - [`LogReader`]: batches of one or many partitions from explicit offsets; alone or as a member of a group.
-//! - `client`: both on librdkafka. `memory`: both in memory, with retention, truncation, transaction markers,
+//! - `client`: both on librdkafka. `fetcher`: readers alone, without it. `memory`: both in memory, with retention, truncation, transaction markers,
 //!   re-creation and groups, passing the same conformance suite.
 //!
 //! What the trait never does: decide where to start. Offsets and leader epochs always come from the caller, that is
@@ -22,6 +22,7 @@ pub mod client;
     reason = "every case panics when the contract is broken; its numbers are small"
 )]
 pub mod conformance;
+mod fetcher;
 pub mod memory;
 
 use std::collections::BTreeMap;
@@ -318,7 +319,7 @@ pub trait LogReader: Send + Debug {
     /// Takes partitions away. Answers [`ReaderEvent::Revoked`].
     async fn unassign(&mut self, partitions: &[TopicPartition]) -> Result<(), LogError>;
 
-    /// Stops fetching; the position stays.
+    /// Stops fetching; the position stays. What was asked for before may still come, one answer of a broker at most.
     async fn pause(&mut self, partitions: &[TopicPartition]) -> Result<(), LogError>;
 
     /// Goes on exactly where it was paused.

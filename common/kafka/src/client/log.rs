@@ -11,12 +11,13 @@ use tokio::sync::Semaphore;
 use super::classify;
 use super::ffi::admin::{Description, OffsetSpec, PendingOffsets};
 use super::ffi::{Client, ClusterMetadata, Code, Failure};
+use super::mirror::Mirror;
 use super::probe;
 use super::properties::{ClientProperties, MemoryPlan};
 use super::reader::KafkaReader;
 use crate::{
     Isolation, Log, LogError, LogReader, Membership, OffsetAtTime, ReaderOptions, TopicConfig,
-    TopicInfo,
+    TopicInfo, fetcher,
 };
 
 /// Topics that belong to Kafka itself, where the broker does not mark them.
@@ -422,12 +423,18 @@ impl Inner {
         Ok(topic_config(&values))
     }
 
-    fn open(&self, options: ReaderOptions) -> Result<KafkaReader, LogError> {
+    fn open(&self, options: ReaderOptions) -> Result<Box<dyn LogReader>, LogError> {
         let brokers = self.metadata("open a reader", false)?.brokers;
+        let mirrors = match &options.membership {
+            Membership::Alone => self.properties.group().is_some(),
+            Membership::Group { .. } => true,
+        };
+        let properties = |plan: &MemoryPlan| {
+            let (membership, isolation) = (&options.membership, options.isolation);
+            self.properties.for_reader(membership, isolation, plan)
+        };
         let plan = MemoryPlan::new(options.memory_bytes, brokers);
-        let (properties, overrides) =
-            self.properties
-                .for_reader(&options.membership, options.isolation, &plan);
+        let (of_librdkafka, overrides) = properties(&plan);
         for o in overrides {
             tracing::warn!(
                 key = o.key,
@@ -435,11 +442,17 @@ impl Inner {
                 "the configured Kafka property is not used"
             );
         }
-        let mirrors = match &options.membership {
-            Membership::Alone => self.properties.group().is_some(),
-            Membership::Group { .. } => true,
-        };
-        KafkaReader::start(&properties, options, plan, mirrors)
+        if options.membership == Membership::Alone && self.properties.fetches_itself {
+            let plan = MemoryPlan::of_fetcher(options.memory_bytes, brokers);
+            let (ours, _) = properties(&plan);
+            let mirror = || mirrors.then(|| Mirror::new(of_librdkafka.clone()));
+            let bounds = (plan.own, plan.batch);
+            if let Some(reader) = fetcher::open(&ours, &options, bounds, mirror)? {
+                return Ok(Box::new(reader));
+            }
+        }
+        let reader = KafkaReader::start(&of_librdkafka, options, plan, mirrors)?;
+        Ok(Box::new(reader))
     }
 }
 
@@ -590,8 +603,7 @@ impl Log for KafkaLog {
     }
 
     async fn open(&self, options: ReaderOptions) -> Result<Box<dyn LogReader>, LogError> {
-        let reader = self.ask(move |inner| inner.open(options)).await?;
-        Ok(Box::new(reader))
+        self.ask(move |inner| inner.open(options)).await
     }
 }
 

@@ -33,6 +33,7 @@ mod classify;
 mod ffi;
 mod log;
 mod log_lines;
+mod mirror;
 mod probe;
 mod properties;
 mod reader;
@@ -42,5 +43,6 @@ mod worker;
 
 pub use self::ffi::BrokerWatch;
 pub use self::log::KafkaLog;
+pub(crate) use self::mirror::Mirror;
 pub use self::properties::for_other_clients;
 pub use self::transactions::{TransactionError, TransactionalProducer};

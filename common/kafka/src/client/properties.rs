@@ -10,6 +10,8 @@ use crate::{Isolation, LogError, Membership};
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// The largest response that a client takes, so that a single record of any size Kafka allows passes.
 const RESPONSE_BYTES_MAX: usize = 1_000_000_000;
+/// Who fetches for readers that are alone: everlog, where it knows all other properties, or librdkafka.
+const FETCH_CLIENT: &str = "everlog.fetch.client";
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
 
@@ -77,6 +79,8 @@ const GROUP_ONLY: &[&str] = &[
 pub(super) struct ClientProperties {
     user: BTreeMap<String, String>,
     pub(super) request_timeout: Duration,
+    /// Whether readers alone fetch by themselves, without librdkafka.
+    pub(super) fetches_itself: bool,
 }
 
 /// A property that everlog sets although the user gave another value.
@@ -117,15 +121,24 @@ impl ClientProperties {
             None => REQUEST_TIMEOUT,
             Some(value) => parse_timeout(&value)?,
         };
+        let fetches_itself = match user.remove(FETCH_CLIENT).as_deref().map(str::trim) {
+            None | Some("everlog") => true,
+            Some("librdkafka") => false,
+            Some(_) => {
+                let detail = "must be everlog or librdkafka".into();
+                return Err(invalid(FETCH_CLIENT, detail));
+            }
+        };
         if let Some(key) = user.keys().find(|k| k.starts_with("everlog.")) {
             return Err(invalid(
                 key,
-                "is not known (everlog.request.timeout.ms is)".into(),
+                format!("is not known (everlog.request.timeout.ms and {FETCH_CLIENT} are)"),
             ));
         }
         Ok(Self {
             user,
             request_timeout,
+            fetches_itself,
         })
     }
 
@@ -339,6 +352,20 @@ impl MemoryPlan {
         }
     }
 
+    /// For a reader that fetches by itself: one answer per broker in hand, a batch of its rows, and what waits to be taken. There
+    /// is no queue besides. (Larger batches cost more, not less: they do not fit into a core's cache.)
+    pub(super) fn of_fetcher(memory_bytes: usize, brokers: usize) -> Self {
+        let share = memory_bytes / 16 / brokers.max(1);
+        let fetch = share.clamp(MIB, 50 * MIB);
+        Self {
+            fetch,
+            partition: (fetch / 4).max(MIB),
+            own: (memory_bytes / 4).max(MIB),
+            batch: (share / 2).clamp(64 * KIB, 4 * MIB),
+            ..Self::new(memory_bytes, brokers)
+        }
+    }
+
     fn apply(&self, all: &mut BTreeMap<String, String>) {
         default(
             all,
@@ -393,6 +420,7 @@ mod tests {
             ("enabled_events", "255"),
             ("everlog.nonsense", "1"),
             ("everlog.request.timeout.ms", "soon"),
+            ("everlog.fetch.client", "kcat"),
         ] {
             let refused = ClientProperties::parse(&properties(&[(key, value)])).unwrap_err();
             let text = refused.to_string();
@@ -462,7 +490,14 @@ mod tests {
         assert_eq!((plan.queue, plan.fetch), (16 << 20, 4 << 20));
         assert_eq!(plan.partition, 1 << 20);
         assert_eq!(MemoryPlan::new(128 << 20, 3).fetch, (4 << 20) / 3);
+        let ours = MemoryPlan::of_fetcher(128 << 20, 2);
+        assert_eq!(
+            (ours.fetch, ours.partition, ours.own, ours.batch),
+            (4 << 20, 1 << 20, 32 << 20, 2 << 20)
+        );
         // nothing falls below what works
+        let small = MemoryPlan::of_fetcher(1, 100);
+        assert_eq!((small.fetch, small.own, small.batch), (MIB, MIB, 64 * KIB));
         let tiny = MemoryPlan::new(1, 100);
         assert_eq!((tiny.queue, tiny.fetch, tiny.own), (MIB, MIB, MIB));
         let all = reader(&[("fetch.max.bytes", "7000000")], &Membership::Alone);

@@ -116,11 +116,11 @@ async fn h20_a_record_of_100_mb_passes_a_reader_of_16_mib() {
     reading.close().await;
 }
 
-/// The client reads 100,000 headers and no more. A record with one more is never handed out without them: its partition
-/// stops there, and the others go on.
+/// librdkafka reads 100,000 headers and no more. A record with one more is never handed out without them: its partition
+/// stops there, and the others go on. everlog's own client reads it.
 #[tokio::test(flavor = "multi_thread")]
-async fn h19_headers_that_the_client_does_not_read_are_not_dropped() {
-    let world = Real::new();
+async fn h19_headers_that_a_client_does_not_read_are_not_dropped() {
+    let world = Real::of_librdkafka();
     let name = name();
     world.create_topic(&name, 2).await;
     let (many, good) = (partition(&name, 0), partition(&name, 1));
@@ -132,12 +132,8 @@ async fn h19_headers_that_the_client_does_not_read_are_not_dropped() {
     world.produce(&many, vec![with(1), with(100_000)]).await;
     world.produce(&many, vec![with(100_001), with(2)]).await;
     world.produce(&good, numbered(0, 10)).await;
-    let mut reading = Reading::alone(
-        &world.log,
-        Isolation::ReadCommitted,
-        &[(many.clone(), at(0)), (good.clone(), at(0))],
-    )
-    .await;
+    let starts = [(many.clone(), at(0)), (good.clone(), at(0))];
+    let mut reading = Reading::alone(&world.log, Isolation::ReadCommitted, &starts).await;
     match reading.until_fault().await {
         PartitionFault::Corrupt(why) => assert!(why.contains("offset 2"), "{why}"),
         other => panic!("{other:?}"),
@@ -145,17 +141,50 @@ async fn h19_headers_that_the_client_does_not_read_are_not_dropped() {
     reading.until_position(&good, 10).await;
     reading.stays_quiet().await;
     assert_eq!(reading.positions[&many], 2);
-    let counts: Vec<usize> = reading
-        .batches
-        .iter()
-        .filter(|batch| batch.source == many)
-        .flat_map(|batch| (0..batch.columns.len()).map(|i| batch.columns.row(i).headers.len()))
-        .collect();
-    assert_eq!(counts, [1, 100_000]);
+    let counts = |reading: &Reading| -> Vec<usize> {
+        let batches = reading.batches.iter().filter(|batch| batch.source == many);
+        batches
+            .flat_map(|batch| (0..batch.columns.len()).map(|i| batch.columns.row(i).headers.len()))
+            .collect()
+    };
+    assert_eq!(counts(&reading), [1, 100_000]);
     // behind it the records are whole
     reading.faults.clear();
     reading.assign(&[(many.clone(), at(3))]).await;
     reading.until_position(&many, 4).await;
+    reading.close().await;
+
+    let world = Real::new();
+    let mut reading = Reading::alone(&world.log, Isolation::ReadCommitted, &starts).await;
+    reading.until_position(&many, 4).await;
+    assert_eq!(counts(&reading), [1, 100_000, 100_001, 2]);
+    reading.close().await;
+}
+
+/// h12: what is read on is never the log of another topic of that name, wherever its offsets are.
+#[tokio::test(flavor = "multi_thread")]
+async fn h12_a_topic_that_is_created_anew_is_not_read_on() {
+    let world = Real::new();
+    let name = name();
+    world.create_topic(&name, 1).await;
+    let tp = partition(&name, 0);
+    world.produce(&tp, numbered(0, 10)).await;
+    let starts = [(tp.clone(), at(0))];
+    let mut reading = Reading::alone(&world.log, Isolation::ReadCommitted, &starts).await;
+    reading.until_position(&tp, 10).await;
+    world.recreate_topic(&name).await;
+    world.produce(&tp, numbered(500, 530)).await;
+    match reading.until_fault().await {
+        PartitionFault::Gone(why) => assert!(why.contains("created again"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(reading.positions[&tp], 10);
+    // assigned again it is the new one
+    reading.faults.clear();
+    reading.rows.clear();
+    reading.assign(&[(tp.clone(), at(0))]).await;
+    reading.until_position(&tp, 30).await;
+    assert_eq!(reading.values(&tp)[0], "500");
     reading.close().await;
 }
 
@@ -236,6 +265,8 @@ async fn h01_records_deleted_under_a_paused_reader_are_a_fault() {
         .pause(std::slice::from_ref(&a))
         .await
         .unwrap();
+    // what was asked for before the pause still comes
+    tokio::time::sleep(Duration::from_secs(1)).await;
     world.produce(&a, numbered(10, 30)).await;
     world.delete_records(&a, 20).await;
     reading
@@ -263,9 +294,17 @@ async fn h01_records_deleted_under_a_paused_reader_are_a_fault() {
 /// Pauses at every moment, while records arrive: none lost, none twice, whatever the client repeats.
 #[tokio::test(flavor = "multi_thread")]
 async fn hundreds_of_pauses_lose_and_repeat_nothing() {
+    pauses_lose_and_repeat_nothing(&Real::new()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hundreds_of_pauses_lose_and_repeat_nothing_by_librdkafka() {
+    pauses_lose_and_repeat_nothing(&Real::of_librdkafka()).await;
+}
+
+async fn pauses_lose_and_repeat_nothing(world: &Real) {
     const PAUSES: usize = 770;
     const EACH: usize = 60;
-    let world = Real::new();
     let name = name();
     world.create_topic(&name, 2).await;
     let tps = [partition(&name, 0), partition(&name, 1)];
@@ -310,10 +349,18 @@ async fn hundreds_of_pauses_lose_and_repeat_nothing() {
 /// interface loses some: after a pause it drops the records that wait, and still moves its position over the marker behind them.
 #[tokio::test(flavor = "multi_thread")]
 async fn hundreds_of_pauses_lose_no_transaction() {
+    pauses_lose_no_transaction(&Real::new()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hundreds_of_pauses_lose_no_transaction_by_librdkafka() {
+    pauses_lose_no_transaction(&Real::of_librdkafka()).await;
+}
+
+async fn pauses_lose_no_transaction(world: &Real) {
     const TRANSACTIONS: usize = 200;
     const PARTITIONS: i32 = 16;
     const EACH: usize = 3;
-    let world = Real::new();
     let name = name();
     world.create_topic(&name, PARTITIONS).await;
     let tps: Vec<_> = (0..PARTITIONS).map(|n| partition(&name, n)).collect();

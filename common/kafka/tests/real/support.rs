@@ -253,6 +253,11 @@ impl Real {
         Self::at(broker().bootstrap(), &[])
     }
 
+    /// Whose readers are librdkafka's.
+    pub fn of_librdkafka() -> Self {
+        Self::with(&[("everlog.fetch.client", "librdkafka")])
+    }
+
     /// With more properties for the log under test.
     pub fn with(properties: &[(&str, &str)]) -> Self {
         Self::at(broker().bootstrap(), properties)
